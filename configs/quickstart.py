@@ -1,0 +1,43 @@
+"""Ten minutes on two CPU cores: a tiny mPLUG pre-trained on the embedded ``easy`` scenes."""
+
+from ml_collections import ConfigDict
+
+from mplug_jax.config import caption_eval, defaults, retrieval_eval
+
+HELD_OUT = {"kind": "scenes", "level": "easy", "split": "val"}
+
+
+def get_config() -> ConfigDict:
+    """The quickstart: no files, no momentum model, no queue."""
+    config = defaults("tiny")
+    config.total_steps = 1800
+    config.batch_size = 64
+    config.log_every = 50
+    config.eval_every = 600
+    config.checkpoint_every = 300
+    config.model.text.vocab_size = 0
+    config.model.scan_unroll = 3
+    with config.objectives.unlocked():
+        config.objectives.momentum = 0.0
+        config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})
+        config.objectives.mlm.update({"alpha": 0.0, "rate": 0.25})
+        config.objectives.prefix.update({"alpha": 0.0, "empty_rate": 0.5})
+    config.optimizer.update(
+        {"lr": 1.5e-3, "b2": 0.98, "warmup_steps": 100, "warmup_lr": 0.0, "min_lr": 1e-5}
+    )
+    config.data.update(
+        {
+            "train": ({"kind": "scenes", "level": "easy", "split": "train"},),
+            "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 256},
+            "text_length": 20,
+            "target_length": 20,
+            "crop_scale": None,
+            "flip": False,
+            "randaugment": False,
+        }
+    )
+    with config.evals.unlocked():
+        config.evals.retrieval = retrieval_eval(HELD_OUT, limit=256, rerank=32)
+        config.evals.caption = caption_eval(HELD_OUT, limit=256, max_length=20)
+    config.checkpoint.best_metric = "retrieval/txt_r1"
+    return config

@@ -1,0 +1,283 @@
+"""Configuration: defaults, command-line parsing, and every check that spans fields.
+
+A config file is a short Python file with ``get_config(arg) -> ConfigDict`` that starts from
+``defaults(...)`` and changes what its experiment is about. The result is locked: a key that does
+not exist here is an error that names the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from mplug_jax.models.config import (
+    DecoderConfig,
+    FusionConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    preset,
+)
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says which, why, and what would."""
+
+
+def defaults(model: str) -> ConfigDict:
+    """All settings with the values of the paper's pre-training, for a model preset.
+
+    ``docs/architecture.md`` explains each group; comments here give units.
+    """
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.seed = 0
+    config.total_steps = 100_000  # updates
+    config.batch_size = 1024  # pairs of an update, over all devices
+    config.accumulate = 1  # micro-batches of an update
+    config.log_every = 100  # steps, as all *_every; 0: never
+    config.eval_every = 5_000
+    config.checkpoint_every = 1_000
+    config.init_from = config_dict.placeholder(str)  # a workdir or checkpoint to start from
+    config.mesh = ConfigDict({"data": -1})
+    config.model = ConfigDict(dataclasses.asdict(preset(model)))
+    config.objectives = ConfigDict(
+        {
+            "momentum": 0.995,  # EMA decay of the teacher; 0: no teacher
+            "alpha_ramp_steps": 1_000,  # over which every alpha rises from 0
+            "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
+            "itm": {"weight": 1.0},
+            "mlm": {"weight": 1.0, "alpha": 0.4, "rate": 0.15},
+            "prefix": {"weight": 1.0, "alpha": 0.4, "empty_rate": 0.0},
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "lr": 1e-4,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.02,
+            "clip_norm": 1.0,  # 0: no clipping
+            "warmup_steps": 2_000,
+            "warmup_lr": 1e-6,
+            "min_lr": 1e-6,
+            "rules": (NO_DECAY,),
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "root": config_dict.placeholder(str),
+            "train": (),
+            "tokenizer": {"kind": "wordpiece", "path": "vocab.txt", "vocab_size": 0},
+            "text_length": 30,  # tokens, with [CLS] and [SEP]
+            "target_length": 30,
+            "crop_scale": (0.2, 1.0),
+            "flip": True,
+            "randaugment": True,
+            "workers": 0,  # processes that make batches; 0: threads
+            "threads": 2,
+            "max_bad_fraction": 0.01,
+        }
+    )
+    config.evals = ConfigDict()
+    config.checkpoint = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    return config.lock()
+
+
+# Biases, LayerNorms and single vectors are not decayed (the official list misses CLIP's norms).
+NO_DECAY = (
+    r"(bias|scale|class_embedding|position_embedding|temperature)$",
+    {"weight_decay": 0.0},
+)
+
+
+def retrieval_eval(source: Mapping[str, Any], *, limit: int, rerank: int) -> dict[str, Any]:
+    """Settings of a retrieval evaluator: ITC ranking, then ITM over the ``rerank`` best."""
+    return {"kind": "retrieval", "source": dict(source), "limit": limit, "rerank": rerank}
+
+
+def caption_eval(source: Mapping[str, Any], *, limit: int, max_length: int) -> dict[str, Any]:
+    """Settings of a captioning evaluator: greedy captions of at most ``max_length`` tokens."""
+    return {"kind": "caption", "source": dict(source), "limit": limit, "max_length": max_length}
+
+
+def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The model of a config; ``model.text.vocab_size`` 0 takes the tokenizer's.
+
+    Raises:
+      ConfigError: the tokenizer has more tokens than the model.
+    """
+    settings = config.model.to_dict()
+    parts = {
+        "vision": VisionConfig,
+        "text": TextConfig,
+        "fusion": FusionConfig,
+        "decoder": DecoderConfig,
+    }
+    wanted = settings["text"]["vocab_size"]
+    if wanted and wanted < vocab_size:
+        raise ConfigError(
+            f"config.model.text.vocab_size={wanted}, but the tokenizer has {vocab_size} tokens. "
+            "Set it to 0 to take the tokenizer's."
+        )
+    settings["text"]["vocab_size"] = wanted or vocab_size
+    try:
+        built = {name: part(**_tuples(settings[name])) for name, part in parts.items()}
+        return ModelConfig(**{**_tuples(settings), **built})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError for the first setting that cannot work."""
+    for name in ("total_steps", "batch_size", "accumulate"):
+        _require(config[name] >= 1, f"config.{name} must be at least 1, got {config[name]}.")
+    for name in ("log_every", "eval_every", "checkpoint_every"):
+        _require(config[name] >= 0, f"config.{name} must not be negative, got {config[name]}.")
+    objectives = config.objectives
+    weights = {name: objectives[name].weight for name in ("itc", "itm", "mlm", "prefix")}
+    _require(
+        min(weights.values()) >= 0 and max(weights.values()) > 0,
+        f"config.objectives: weights must not be negative and one must be positive, got {weights}.",
+    )
+    _require(
+        0 <= objectives.momentum < 1,
+        f"config.objectives.momentum must lie in [0, 1), got {objectives.momentum}.",
+    )
+    if not objectives.momentum:
+        needs = [f"{n}.alpha" for n in ("itc", "mlm", "prefix") if objectives[n].alpha]
+        needs += ["itc.queue_size"] if objectives.itc.queue_size else []
+        _require(
+            not needs,
+            f"config.objectives.{needs[0] if needs else ''} needs the momentum model: set "
+            "objectives.momentum (0.995), or this to 0.",
+        )
+    _require(
+        not weights["itm"] or weights["itc"],
+        "config.objectives.itm draws its negatives from the ITC similarities: give itc a weight.",
+    )
+    longest = max(config.data.text_length, config.data.target_length)
+    _require(
+        longest <= config.model.text.max_positions,
+        f"config.data.text_length/target_length={longest} exceeds the "
+        f"{config.model.text.max_positions} positions of config.model.text.max_positions.",
+    )
+    _require(
+        len(config.data.train) > 0,
+        "config.data.train names no source; see docs/data.md for the kinds.",
+    )
+    for name, settings in config.evals.items():
+        _require(
+            settings.get("kind") in ("retrieval", "caption"),
+            f"config.evals.{name}.kind={settings.get('kind')!r}; choose retrieval or caption.",
+        )
+    best = config.checkpoint.best_metric
+    _require(
+        not best or best.split("/")[0] in config.evals,
+        f"config.checkpoint.best_metric={best!r} is the metric of no evaluator; evaluators are: "
+        f"{', '.join(config.evals) or 'none'}.",
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def save_config(config: ConfigDict, workdir: str | Path) -> None:
+    """Writes config.json into the workdir."""
+    path = Path(workdir) / "config.json"
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def run_main(main: Callable[[ConfigDict, str], None]) -> None:
+    """Runs ``main(config, workdir)`` from ``--config`` and ``--workdir``.
+
+    A user's mistake ends with one message and exit status 2, without a traceback.
+    """
+    config_flag = config_flags.DEFINE_config_file(
+        "config", None, "Config file; single values as --config.total_steps=1000.", lock_config=True
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, plots.")
+
+    def checked(_: Sequence[str]) -> None:
+        if config_flag.value is None or not workdir.value:
+            _exit("Give --config=configs/<file>.py and --workdir=<folder>.")
+        try:
+            main(config_flag.value, workdir.value)
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            if not getattr(type(error), "__module__", "").startswith("mplug_jax"):
+                raise
+            _exit(str(error))
+
+    app.run(checked, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    """absl's parser, with mistakes told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit(f"{error} See --help.")
+    except (AttributeError, KeyError) as error:
+        _exit(_unknown_key(argv, error))
+    except (FileNotFoundError, ImportError) as error:
+        _exit(f"The config file could not be loaded: {error}")
+    except (TypeError, ValueError) as error:
+        _exit(f"A --config value has the wrong type or form: {error}")
+    raise AssertionError("unreachable")
+
+
+def _unknown_key(argv: Sequence[str], error: Exception) -> str:
+    """A message with the nearest existing key for each override that names none."""
+    file = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if file is None:
+        return f"--config=... is missing or comes too late ({error})."
+    path, _, arg = file.partition(":")
+    try:
+        config = _load(path, arg)
+    except Exception as load_error:
+        return f"The config file {path} failed: {type(load_error).__name__}: {load_error}"
+    keys = list(_flat(config.to_dict()))
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        key = argument[len("--config.") :].split("=", 1)[0]
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            return f"config.{key} does not exist.{hint}"
+    return f"{path}: {error}"
+
+
+def _load(path: str, arg: str) -> ConfigDict:
+    namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
+    exec(compile(Path(path).read_text(), path, "exec"), namespace)
+    return namespace["get_config"](arg) if arg else namespace["get_config"]()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in tree.items():
+        names.append(prefix + key)
+        if isinstance(value, Mapping):
+            names += _flat(value, f"{prefix}{key}.")
+    return names
+
+
+def _exit(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""Input pipelines. Nothing in this package imports jax: it runs in worker processes."""

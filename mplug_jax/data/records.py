@@ -1,0 +1,55 @@
+"""What a data source yields, and the two errors of the data package."""
+
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+
+class Question(TypedDict, total=False):
+    """One question about a picture; `answers` maps an answer to its weight in (0, 1]."""
+
+    question: str
+    question_id: int | str
+    answers: dict[str, float]
+    ocr: list[str]
+    objects: str
+
+
+class Phrase(TypedDict, total=False):
+    """A phrase and the one box it refers to: x1, y1, x2, y2 as fractions of width and height."""
+
+    phrase: str
+    box: list[float]
+    type: str
+
+
+class Record(TypedDict, total=False):
+    """One item of a source.
+
+    `id` (unique, printable), `image` (uint8 [H, W, 3], or the path of an image file), `image_id`
+    (int32 range, equal for records of the same picture) and `captions` are always there; the rest
+    where the source has it. A source may add keys of its own.
+    """
+
+    id: str
+    image: np.ndarray | str
+    image_id: int
+    captions: list[str]
+    questions: list[Question]
+    phrases: list[Phrase]
+
+
+class Source(Protocol):
+    """Random access to records: `len(source)` and `source[i]` for 0 <= i < len(source)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record | dict[str, Any]: ...
+
+
+class BadSample(ValueError):
+    """One record cannot be used (undecodable image, no usable caption); names path and reason."""
+
+
+class SourceError(ValueError):
+    """A data source as a whole cannot be used; says what, where and what to do about it."""

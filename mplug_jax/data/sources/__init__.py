@@ -1,0 +1,113 @@
+"""Data sources by name: what `data.train` and the evaluators of a config turn into."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mplug_jax.data.records import Source
+from mplug_jax.data.sources.json_files import JsonRecords
+from mplug_jax.data.sources.scenes import Scenes
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A kind of source: its constructor and the keys of a spec, beside `kind`."""
+
+    build: Callable[..., Source]
+    required: frozenset[str]
+    optional: frozenset[str]
+    reads_files: bool = True
+
+
+def _file_kind(*optional: str) -> SourceKind:
+    return SourceKind(
+        JsonRecords,
+        frozenset({"path"}),
+        frozenset({"images", "split", "max_bad_fraction", *optional}),
+    )
+
+
+KINDS: dict[str, SourceKind] = {
+    "scenes": SourceKind(
+        Scenes,
+        frozenset({"level", "split"}),
+        frozenset({"size", "fields", "seed"}),
+        reads_files=False,
+    ),
+    "captions": _file_kind(),
+    "retrieval": _file_kind(),
+    "vqa": _file_kind(),
+    "grounding": _file_kind("box_format"),
+    "jsonl": _file_kind(),
+}
+
+
+def build_source(
+    spec: Mapping[str, Any], root: str | os.PathLike[str] | None = None, seed: int = 0
+) -> Source:
+    """The source a spec describes.
+
+    Args:
+      spec: `{"kind": "scenes", "level": "easy", "split": "train"}`, or `{"kind": "captions",
+        "path": "train.json", "images": "images"}` and the like; keys whose value is None count as
+        absent. `docs/data.md` lists kinds and keys.
+      root: config.data.root, which relative paths are joined with.
+      seed: of the scenes, unless the spec has its own.
+
+    Raises:
+      ValueError: an unknown kind or key (the nearest known one is named), or a missing key.
+      SourceError: files are missing or unusable.
+    """
+    given = {key: value for key, value in spec.items() if value is not None}
+    name = given.pop("kind", None)
+    if name not in KINDS:
+        raise ValueError(f"unknown kind of data source {name!r}{_nearest(name, KINDS)}")
+    kind = KINDS[name]
+    known = kind.required | kind.optional
+    for key in given:
+        if key not in known:
+            raise ValueError(f"a {name!r} source has no key {key!r}{_nearest(key, known)}")
+    missing = sorted(kind.required - given.keys())
+    if missing:
+        raise ValueError(f"a {name!r} source needs {' and '.join(map(repr, missing))}: {given}")
+    if not kind.reads_files:
+        return kind.build(**{"seed": seed, **given})
+    return kind.build(kind=name, root=root, **given)
+
+
+def build_mixture(
+    specs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    root: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> list[tuple[Source, float]]:
+    """The training sources of one spec or several, each with its `weight`, for `train_iterator`.
+
+    A weight is a share of the examples relative to the others'; a source without one counts with
+    its number of records, so that a mixture without weights is the sources put together. Weights
+    are given for all sources or for none.
+
+    Raises:
+      ValueError: as `build_source`, or weights that are not positive or given for some only.
+    """
+    listed = [specs] if isinstance(specs, Mapping) else list(specs)
+    weights = [spec.get("weight") for spec in listed]
+    given = [weight for weight in weights if weight is not None]
+    if given and (len(given) < len(weights) or not all(weight > 0 for weight in given)):
+        raise ValueError(f"give each training source a positive weight, or none: {weights}")
+    sources = [
+        build_source({key: value for key, value in spec.items() if key != "weight"}, root, seed)
+        for spec in listed
+    ]
+    return [
+        (source, float(len(source) if weight is None else weight))
+        for source, weight in zip(sources, weights, strict=True)
+    ]
+
+
+def _nearest(word: Any, known: Iterable[str]) -> str:
+    choices = sorted(known)
+    near = difflib.get_close_matches(str(word), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} Choose from {', '.join(choices)}"

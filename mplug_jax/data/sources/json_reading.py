@@ -1,0 +1,108 @@
+"""Reads annotation files into items that know where they stand: arrays, JSON lines, one object."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mplug_jax.data.records import SourceError
+
+_BETWEEN_ITEMS = re.compile(r"[\s,]*")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One element of an annotation file.
+
+    Attributes:
+      where: `file:line`, or `file: images[3]` inside a JSON object.
+      value: the parsed value; None where `error` is set.
+      error: why the line is no JSON.
+    """
+
+    where: str
+    value: Any = None
+    error: str | None = None
+
+
+def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
+    """The items of a JSON array or of a file of JSON lines, or the one JSON object a file holds.
+
+    What the file is shows in its content; its name does not matter. A broken line of JSON lines is
+    an item with an error.
+
+    Raises:
+      SourceError: the file is missing, empty, not UTF-8, or neither JSON nor JSON lines (with line
+        and column); of an array while iterating.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: is not a UTF-8 text file ({error})") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    start = len(text) - len(text.lstrip())
+    if start == len(text):
+        raise SourceError(f"{path}: the file is empty")
+    if text[start] == "[":
+        return _array_items(path, text, start + 1)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if _looks_like_lines(text):
+            return _line_items(path, text)
+        raise _no_json(path, text, error) from error
+    if isinstance(value, dict) and isinstance(value.get("images"), list):
+        return value
+    return iter([Item(f"{path}:1", value)])
+
+
+def _looks_like_lines(text: str) -> bool:
+    """Whether one of the first lines is a JSON object of its own."""
+    for line in text.split("\n", 20)[:20]:
+        try:
+            if isinstance(json.loads(line), dict):
+                return True
+        except json.JSONDecodeError:
+            continue
+    return False
+
+
+def _line_items(path: Path, text: str) -> Iterator[Item]:
+    # Not splitlines(): JSON strings may hold its rarer separators, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            yield Item(where, json.loads(line))
+        except json.JSONDecodeError as error:
+            yield Item(where, error=f"no JSON: {error.msg} at column {error.colno}")
+
+
+def _array_items(path: Path, text: str, position: int) -> Iterator[Item]:
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    while True:
+        position = _BETWEEN_ITEMS.match(text, position).end()
+        if text.startswith("]", position):
+            return
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise _no_json(path, text, error) from error
+        yield Item(f"{path}:{line}", value)
+
+
+def _no_json(path: Path, text: str, error: json.JSONDecodeError) -> SourceError:
+    reason = error.msg
+    if error.pos >= len(text.rstrip()):
+        reason += " (the file ends there: was it cut off?)"
+    return SourceError(
+        f"{path}: is neither JSON nor JSON lines: line {error.lineno} column {error.colno}: "
+        f"{reason}"
+    )

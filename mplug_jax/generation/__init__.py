@@ -1,0 +1,1 @@
+"""Decoding: texts from the decoder's next-token logits."""

@@ -1,0 +1,139 @@
+"""CLIP-style vision transformer (facts section 1; official ``models/clip/model.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mplug_jax.models.config import VisionConfig
+from mplug_jax.models.layers import MLP, Array, Attention, kernel_init, layer_norm, layer_stack
+
+
+def normalise(image: Array, config: VisionConfig) -> Array:
+    """uint8 pictures to normalised float32; float input is taken as normalised already."""
+    if not jnp.issubdtype(image.dtype, jnp.integer):
+        return image
+    mean, std = jnp.asarray(config.image_mean), jnp.asarray(config.image_std)
+    return (image.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def resize_positions(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+    """Position embeddings of one patch grid, resampled for another.
+
+    Bilinear without antialiasing and with half-pixel centres (``align_corners=False``), the class
+    token's row kept, as the official ``resize_pos_embed``.
+
+    Args:
+      table: ``[1 + old_rows * old_columns, D]``, the class token first.
+
+    Returns:
+      ``[1 + new_rows * new_columns, D]``.
+    """
+    if old == new:
+        return table
+    width = table.shape[-1]
+    grid = table[1:].reshape(*old, width)
+    grid = jax.image.resize(grid, (*new, width), "bilinear", antialias=False)
+    return jnp.concatenate([table[:1], grid.reshape(-1, width)])
+
+
+class ViTBlock(nn.Module):
+    """Pre-LN transformer block."""
+
+    config: VisionConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, None]:
+        c = self.config
+        attention = Attention(
+            c.width, c.heads, c.attention_dropout, c.width**-0.5, self.dtype, name="attention"
+        )
+        y = layer_norm(c.ln_eps, "ln_1")(x).astype(self.dtype)
+        x = x + attention(y, y)
+        y = layer_norm(c.ln_eps, "ln_2")(x).astype(self.dtype)
+        x = x + MLP(c.width, c.mlp_dim, c.activation, c.width**-0.5, self.dtype, name="mlp")(y)
+        self.sow("intermediates", "output", x)
+        return x, None
+
+
+class ConvStem(nn.Module):
+    """Ladder of 3x3 stride-2 convolutions down to the patch grid, then a 1x1 projection."""
+
+    config: VisionConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        steps = self.config.patch_size[0].bit_length() - 1
+        x = image
+        for i in range(steps):
+            channels = max(self.config.width >> (steps - 1 - i), 16)
+            x = nn.Conv(
+                channels,
+                (3, 3),
+                strides=(2, 2),
+                dtype=self.dtype,
+                kernel_init=nn.with_logical_partitioning(
+                    nn.initializers.he_normal(), (None, None, "patch", "embed")
+                ),
+                name=f"conv_{i}",
+            )(x)
+            x = layer_norm(self.config.ln_eps, f"ln_{i}")(x).astype(self.dtype)
+            x = jax.nn.gelu(x)
+        init = kernel_init(self.config.width**-0.5, "patch", "embed")
+        return nn.Dense(self.config.width, dtype=self.dtype, kernel_init=init, name="project")(x)
+
+
+class ViT(nn.Module):
+    """Image encoder: ``[B, H, W, 3]`` (uint8, or normalised float) to tokens ``[B, 1 + P, D]``.
+
+    A picture whose patch grid is not the configured one gets resampled position embeddings.
+    """
+
+    config: VisionConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_unroll: int = 1
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        c = self.config
+        std = c.width**-0.5
+        x = normalise(image, c).astype(self.dtype)
+        if x.shape[1] % c.patch_size[0] or x.shape[2] % c.patch_size[1]:
+            raise ValueError(f"A picture of {x.shape[1:3]} px has no whole {c.patch_size} patches.")
+        if c.stem == "conv":
+            x = ConvStem(c, self.dtype, name="stem")(x)
+        else:
+            x = nn.Conv(
+                c.width,
+                c.patch_size,
+                strides=c.patch_size,
+                padding="VALID",
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=kernel_init(std, None, None, "patch", "embed"),
+                name="patch_embedding",
+            )(x)
+        grid = x.shape[1:3]
+        x = x.reshape(x.shape[0], -1, c.width)
+        cls = self.param("class_embedding", kernel_init(std, "embed"), (c.width,))
+        positions = self.param(
+            "position_embedding",
+            kernel_init(std, "position", "embed"),
+            (1 + c.grid[0] * c.grid[1], c.width),
+        )
+        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, c.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        x = x + resize_positions(positions, c.grid, grid).astype(self.dtype)
+        x = layer_norm(c.ln_eps, "ln_pre")(x).astype(self.dtype)
+        self.sow("intermediates", "ln_pre", x)
+        blocks = layer_stack(
+            ViTBlock, c.depth, self.remat, self.scan_unroll, {"__call__": ()}
+        )
+        x, _ = blocks(c, self.dtype, name="blocks")(x)
+        return layer_norm(c.ln_eps, "ln_post")(x).astype(self.dtype)

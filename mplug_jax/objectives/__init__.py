@@ -1,0 +1,1 @@
+"""The losses of mPLUG as pure functions of arrays; each returns a masked (sum, count)."""

@@ -1,0 +1,251 @@
+"""Pre-training: ITC, ITM, MLM and prefix LM on image-text pairs (facts section 2)."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mplug_jax import config as config_lib
+from mplug_jax.data.examples import EvalExamples, PretrainExamples
+from mplug_jax.data.sources import build_mixture, build_source
+from mplug_jax.data.tokenizers import build_tokenizer
+from mplug_jax.data.transforms import ImageTransform
+from mplug_jax.models.mplug import MPlug, init_params
+from mplug_jax.objectives.itc import ITCOutput, enqueue, init_queue, itc_loss
+from mplug_jax.objectives.itm import itm_labels, itm_loss, itm_mask, sample_negatives
+from mplug_jax.objectives.mlm import mask_tokens, mlm_loss
+from mplug_jax.objectives.momentum import alpha_ramp
+from mplug_jax.objectives.prefix_lm import prefix_lm_loss
+from mplug_jax.tasks.evaluators import CaptionEvaluator, RetrievalEvaluator
+
+Array = jax.Array
+
+
+class Encoded(NamedTuple):
+    """One model's embeddings of a batch; text rows are stacked by use: [text; masked; prefix]."""
+
+    image: Array
+    texts: Array
+    image_feats: Array
+    text_feats: Array
+
+
+class Pretrain:
+    """The four objectives with momentum distillation, their data and their evaluators."""
+
+    def __init__(self, config: ConfigDict, workdir: str):
+        self.config = config
+        data = config.data
+        self.sources = build_mixture(data.train, data.root, config.seed)
+        tokenizer = {k: v for k, v in data.tokenizer.items() if v}
+        self.tokenizer = build_tokenizer(tokenizer, workdir, self.sources[0][0])
+        self.model_config = config_lib.model_config(config, self.tokenizer.vocab_size)
+        self.model = MPlug(self.model_config)
+        self.image_size = self.model_config.vision.image_size
+        transform = ImageTransform(
+            self.image_size,
+            train=True,
+            crop_scale=None if data.crop_scale is None else tuple(data.crop_scale),
+            flip=data.flip,
+            randaugment=data.randaugment,
+        )
+        self.make_example = PretrainExamples(
+            self.tokenizer,
+            transform,
+            data.text_length,
+            data.target_length,
+            config.objectives.prefix.empty_rate,
+        )
+        self.uses_momentum = config.objectives.momentum > 0
+
+    def init_params(self, rng: Array) -> Any:
+        """Fresh parameters, boxed with their logical axes."""
+        return init_params(self.model_config, rng)
+
+    def init_extra(self, rng: Array) -> Any:
+        """The ITC queue, or None."""
+        itc = self.config.objectives.itc
+        if not (itc.weight and itc.queue_size):
+            return None
+        return init_queue(rng, itc.queue_size, self.model_config.embed_dim)
+
+    def loss(
+        self, params: Any, momentum_params: Any, extra: Any, batch: Any, rng: Array, step: Array
+    ) -> tuple[Array, Any, dict[str, Array]]:
+        """Weighted sum of the objectives that have a weight.
+
+        All text encoder passes are one batch and so are all fusion passes; the texts of one
+        picture share whatever fusion computes from the picture alone.
+        """
+        objectives = self.config.objectives
+
+        def key(purpose: str) -> Array:
+            return jax.random.fold_in(rng, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+        t = self.tokenizer
+        masked, labels, label_mask = mask_tokens(
+            key("mlm"),
+            batch["text_ids"],
+            batch["text_mask"],
+            mask_id=t.mask_id,
+            special_ids=(t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id),
+            vocab_size=t.vocab_size,
+            rate=objectives.mlm.rate,
+        )
+        ids = jnp.concatenate([batch["text_ids"], masked, batch["prefix_ids"]])
+        mask = jnp.concatenate([batch["text_mask"], batch["text_mask"], batch["prefix_mask"]])
+        encoded = self._encode(params, batch["image"], ids, mask, key("dropout/encode"))
+
+        teacher, alphas = None, dict.fromkeys(("itc", "mlm", "prefix"), 0.0)
+        if momentum_params is not None:
+            teacher = self._encode(momentum_params, batch["image"], ids, mask, None)
+            ramp = objectives.alpha_ramp_steps
+            alphas = {n: alpha_ramp(step, objectives[n].alpha, ramp) for n in alphas}
+
+        losses: dict[str, tuple[Array, Array]] = {}
+        itc = self._itc(params, encoded, teacher, extra, batch, alphas["itc"])
+        losses["itc"] = itc.loss_sum, itc.count
+        if extra is not None:
+            extra = enqueue(
+                extra, teacher.image_feats, teacher.text_feats, batch["image_id"], batch["valid"]
+            )
+        rows = self._fused_rows(key("itm"), itc, batch)
+        outputs = self._fused_outputs(params, encoded, mask, rows, batch, key("dropout/fuse"))
+        taught = {"mlm": None, "prefix": None}
+        if teacher is not None and (objectives.mlm.alpha or objectives.prefix.alpha):
+            same = self._fused_rows(None, None, batch)
+            taught |= self._fused_outputs(momentum_params, teacher, mask, same, batch, None)
+            taught = jax.lax.stop_gradient(taught)
+        valid = batch["valid"]
+        if "itm" in outputs:
+            losses["itm"] = itm_loss(outputs["itm"], itm_labels(len(valid)), rows["itm_mask"])
+        if objectives.mlm.weight:
+            losses["mlm"] = mlm_loss(
+                outputs["mlm"], labels, label_mask, valid, taught["mlm"], alphas["mlm"]
+            )
+        if objectives.prefix.weight:
+            losses["prefix"] = prefix_lm_loss(
+                outputs["prefix"],
+                batch["target_ids"],
+                batch["target_mask"],
+                valid,
+                taught["prefix"],
+                alphas["prefix"],
+            )
+        means = {n: s / jnp.maximum(c, 1.0) for n, (s, c) in losses.items()}
+        metrics = {f"loss_{n}": means[n] for n in means if objectives[n].weight}
+        total = sum(objectives[n].weight * means[n] for n in means)
+        return total, extra, metrics | self._diagnostics(params, itc, batch)
+
+    def _apply(self, params: Any, rng: Array | None, method: str, *args: Any) -> Any:
+        rngs = {} if rng is None else {"dropout": rng}
+        return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
+
+    def _encode(
+        self, params: Any, image: Array, ids: Array, mask: Array, rng: Array | None
+    ) -> Encoded:
+        image_embeds = self._apply(params, rng, "encode_image", image)
+        texts = self._apply(params, rng, "encode_text", ids, mask)
+        return Encoded(
+            image_embeds,
+            texts,
+            self._apply(params, None, "project_image", image_embeds),
+            self._apply(params, None, "project_text", texts[: len(image)]),
+        )
+
+    def _itc(
+        self, params: Any, online: Encoded, teacher: Encoded | None, queue: Any, batch: Any, alpha: Any
+    ) -> ITCOutput:
+        return itc_loss(
+            online.image_feats,
+            online.text_feats,
+            None if teacher is None else teacher.image_feats,
+            None if teacher is None else teacher.text_feats,
+            queue,
+            batch["image_id"],
+            batch["valid"],
+            self._apply(params, None, "temperature"),
+            alpha,
+        )
+
+    def _fused_rows(self, rng: Array | None, itc: ITCOutput | None, batch: Any) -> dict[str, Array]:
+        """Which (picture, text row) pairs go through fusion, in the order itm, mlm, prefix.
+
+        ``image`` and ``text`` index the batch's pictures and the stacked text rows; ``itm``,
+        ``mlm``, ``prefix`` are the numbers of rows. Without ``itc`` there are no ITM rows.
+        """
+        size = len(batch["valid"])
+        own = jnp.arange(size)
+        images, texts, rows = [], [], {"itm": 0, "mlm": 0, "prefix": 0}
+        objectives = self.config.objectives
+        if itc is not None and objectives.itm.weight:
+            negatives = sample_negatives(
+                rng,
+                jax.lax.stop_gradient(itc.image_to_text),
+                jax.lax.stop_gradient(itc.text_to_image),
+                batch["image_id"],
+                batch["valid"],
+            )
+            images += [own, negatives.image_for_text, own]
+            texts += [own, own, negatives.text_for_image]
+            rows["itm"], rows["itm_mask"] = 3 * size, itm_mask(batch["valid"], negatives)
+        for name, block in (("mlm", 1), ("prefix", 2)):
+            if objectives[name].weight:
+                images.append(own)
+                texts.append(own + block * size)
+                rows[name] = size
+        if images:
+            rows["image"], rows["text"] = jnp.concatenate(images), jnp.concatenate(texts)
+        return rows
+
+    def _fused_outputs(
+        self, params: Any, encoded: Encoded, mask: Array, rows: Any, batch: Any, rng: Array | None
+    ) -> dict[str, Array]:
+        """ITM logits, MLM logits and the decoder's logits of the prefix LM target."""
+        outputs: dict[str, Array] = {}
+        if "image" not in rows:
+            return outputs
+        text_mask = mask[rows["text"]]
+        image, text = self._apply(
+            params, rng, "fuse", encoded.image, encoded.texts[rows["text"]], text_mask, rows["image"]
+        )
+        after_itm = rows["itm"]
+        after_mlm = after_itm + rows["mlm"]
+        if rows["itm"]:
+            outputs["itm"] = self._apply(params, None, "match", text[:after_itm])
+        if rows["mlm"]:
+            outputs["mlm"] = self._apply(params, None, "mlm_logits", text[after_itm:after_mlm])
+        if rows["prefix"]:
+            memory, memory_mask = self._apply(
+                params, None, "memory", image[after_mlm:], text[after_mlm:], text_mask[after_mlm:]
+            )
+            outputs["prefix"] = self._apply(
+                params, rng, "decode", batch["target_ids"][:, :-1], memory, memory_mask
+            )
+        return outputs
+
+    def _diagnostics(self, params: Any, itc: ITCOutput, batch: Any) -> dict[str, Array]:
+        """In-batch text retrieval accuracy and the temperature."""
+        ids, valid = batch["image_id"], batch["valid"]
+        best = jnp.where(valid[None, :], itc.image_to_text, -jnp.inf).argmax(axis=1)
+        hits = (ids[best] == ids) & valid
+        return {
+            "itc_accuracy": hits.sum() / jnp.maximum(valid.sum(), 1),
+            "temperature": self._apply(params, None, "temperature"),
+        }
+
+    def evaluators(self, mesh: Any) -> dict[str, Any]:
+        """The evaluators of ``config.evals`` by name."""
+        transform = ImageTransform(self.image_size, train=False)
+        examples = EvalExamples(self.tokenizer, transform, self.config.data.text_length)
+        built: dict[str, Any] = {}
+        for name, settings in self.config.evals.items():
+            source = build_source(settings.source, self.config.data.root, self.config.seed)
+            options = {k: v for k, v in settings.items() if k not in ("kind", "source")}
+            kind = {"retrieval": RetrievalEvaluator, "caption": CaptionEvaluator}[settings.kind]
+            built[name] = kind(self.model, self.tokenizer, source, examples, mesh, **options)
+        return built

@@ -1,0 +1,1 @@
+"""What a run needs around the model: state, step, optimiser, checkpoints, metrics and reports."""

@@ -1,0 +1,92 @@
+"""One update: momentum model, loss, gradient (accumulated over micro-batches), optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mplug_jax.objectives.momentum import ema
+from mplug_jax.training.optimizer import learning_rates, stop_frozen
+from mplug_jax.training.sharding import split_micro_batches
+from mplug_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+class Loss(Protocol):
+    """A task's loss: (params, momentum_params, extra, batch, rng, step) -> (loss, extra, metrics).
+
+    ``loss`` is a float32 scalar, already a masked mean; ``metrics`` are float32 scalars that are
+    averaged over micro-batches.
+    """
+
+    def __call__(
+        self, params: Any, momentum_params: Any, extra: Any, batch: Any, rng: Any, step: Any
+    ) -> tuple[jax.Array, Any, Metrics]: ...
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    optimizer_config: Mapping[str, Any],
+    *,
+    total_steps: int,
+    accumulate: int,
+    momentum: float,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Builds the function that the loop compiles.
+
+    With ``accumulate > 1`` the batch is cut into that many micro-batches whose gradients are
+    averaged; contrastive terms then see one micro-batch (and the queue) at a time.
+    """
+
+    def value_and_grad(state: TrainState, extra: Any, batch: Any, rng: jax.Array) -> Any:
+        def objective(params: Any) -> Any:
+            params = stop_frozen(params, optimizer_config)
+            value, new_extra, metrics = loss(
+                params, state.momentum_params, extra, batch, rng, state.step
+            )
+            return value, (new_extra, {"loss": value, **metrics})
+
+        (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        return grads, *aux
+
+    def accumulated(state: TrainState, batch: Any, rng: jax.Array) -> Any:
+        def body(carry: Any, scanned: Any) -> Any:
+            grads, extra = carry
+            index, micro_batch = scanned
+            new_grads, extra, metrics = value_and_grad(
+                state, extra, micro_batch, jax.random.fold_in(rng, index)
+            )
+            return (jax.tree.map(jnp.add, grads, new_grads), extra), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        batches = split_micro_batches(batch, accumulate)
+        (grads, extra), metrics = jax.lax.scan(
+            body, (zeros, state.extra), (jnp.arange(accumulate), batches)
+        )
+        grads = jax.tree.map(lambda g: g / accumulate, grads)
+        return grads, extra, jax.tree.map(lambda m: m.mean(axis=0), metrics)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if state.momentum_params is not None:
+            state = state.replace(momentum_params=ema(state.momentum_params, state.params, momentum))
+        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        if accumulate == 1:
+            grads, extra, metrics = value_and_grad(state, state.extra, batch, rng)
+        else:
+            grads, extra, metrics = accumulated(state, batch, rng)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics |= learning_rates(optimizer_config, total_steps, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, extra=extra
+        )
+        return state, metrics
+
+    return train_step

@@ -17,9 +17,11 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 300
     config.model.text.vocab_size = 0
     config.model.scan_unroll = 3
+    config.model.fusion.update({"depth": 2, "stride": 1})
     with config.objectives.unlocked():
         config.objectives.momentum = 0.0
         config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})
+        config.objectives.itm.fraction = 0.5
         config.objectives.mlm.update({"alpha": 0.0, "rate": 0.25})
         config.objectives.prefix.update({"alpha": 0.0, "empty_rate": 0.5})
     config.optimizer.update(
@@ -29,8 +31,8 @@ def get_config() -> ConfigDict:
         {
             "train": ({"kind": "scenes", "level": "easy", "split": "train"},),
             "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 256},
-            "text_length": 20,
-            "target_length": 20,
+            "text_length": 17,
+            "target_length": 17,
             "crop_scale": None,
             "flip": False,
             "randaugment": False,
@@ -38,6 +40,6 @@ def get_config() -> ConfigDict:
     )
     with config.evals.unlocked():
         config.evals.retrieval = retrieval_eval(HELD_OUT, limit=256, rerank=32)
-        config.evals.caption = caption_eval(HELD_OUT, limit=256, max_length=20)
+        config.evals.caption = caption_eval(HELD_OUT, limit=256, max_length=17)
     config.checkpoint.best_metric = "retrieval/txt_r1"
     return config

@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_dict, config_flags
@@ -52,9 +54,10 @@ def defaults(model: str) -> ConfigDict:
     config.objectives = ConfigDict(
         {
             "momentum": 0.995,  # EMA decay of the teacher; 0: no teacher
+            "momentum_warmup": False,  # min(decay, (1 + step) / (10 + step)), for short runs
             "alpha_ramp_steps": 1_000,  # over which every alpha rises from 0
             "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
-            "itm": {"weight": 1.0},
+            "itm": {"weight": 1.0, "fraction": 1.0},  # of the pairs that get hard negatives
             "mlm": {"weight": 1.0, "alpha": 0.4, "rate": 0.15},
             "prefix": {"weight": 1.0, "alpha": 0.4, "empty_rate": 0.0},
         }
@@ -100,9 +103,15 @@ NO_DECAY = (
 )
 
 
-def retrieval_eval(source: Mapping[str, Any], *, limit: int, rerank: int) -> dict[str, Any]:
-    """Settings of a retrieval evaluator: ITC ranking, then ITM over the ``rerank`` best."""
-    return {"kind": "retrieval", "source": dict(source), "limit": limit, "rerank": rerank}
+def retrieval_eval(
+    source: Mapping[str, Any], *, limit: int, rerank: int, captions: int = 1
+) -> dict[str, Any]:
+    """Settings of a retrieval evaluator: ITC ranking, then ITM over the ``rerank`` best.
+
+    ``captions``: texts of a picture, its first ones; 0 takes all.
+    """
+    settings = {"limit": limit, "rerank": rerank, "captions": captions}
+    return {"kind": "retrieval", "source": dict(source), **settings}
 
 
 def caption_eval(source: Mapping[str, Any], *, limit: int, max_length: int) -> dict[str, Any]:
@@ -152,6 +161,10 @@ def validate(config: ConfigDict) -> None:
     _require(
         min(weights.values()) >= 0 and max(weights.values()) > 0,
         f"config.objectives: weights must not be negative and one must be positive, got {weights}.",
+    )
+    _require(
+        0 < objectives.itm.fraction <= 1,
+        f"config.objectives.itm.fraction must lie in (0, 1], got {objectives.itm.fraction}.",
     )
     _require(
         0 <= objectives.momentum < 1,
@@ -211,15 +224,22 @@ def run_main(main: Callable[[ConfigDict, str], None]) -> None:
     config_flag = config_flags.DEFINE_config_file(
         "config", None, "Config file; single values as --config.total_steps=1000.", lock_config=True
     )
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, plots.")
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder of the run: checkpoints, metrics, plots."
+    )
 
     def checked(_: Sequence[str]) -> None:
         if config_flag.value is None or not workdir.value:
             _exit("Give --config=configs/<file>.py and --workdir=<folder>.")
         try:
+            Path(workdir.value).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _exit(f"--workdir={workdir.value} cannot be made: {error.strerror}.")
+        try:
             main(config_flag.value, workdir.value)
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
-            if not getattr(type(error), "__module__", "").startswith("mplug_jax"):
+            # Run by `python -m`, the module with the command is called __main__.
+            if not type(error).__module__.startswith(("mplug_jax.", "__main__")):
                 raise
             _exit(str(error))
 
@@ -227,46 +247,65 @@ def run_main(main: Callable[[ConfigDict, str], None]) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-    """absl's parser, with mistakes told in one line."""
+    """absl's parser, with mistakes told in one message."""
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _exit(f"{error} See --help.")
-    except (AttributeError, KeyError) as error:
-        _exit(_unknown_key(argv, error))
-    except (FileNotFoundError, ImportError) as error:
-        _exit(f"The config file could not be loaded: {error}")
-    except (TypeError, ValueError) as error:
-        _exit(f"A --config value has the wrong type or form: {error}")
-    raise AssertionError("unreachable")
+        rest = flags.FLAGS(argv)[1:]
+        if (config := flags.FLAGS["config"].value) is not None:
+            config.lock()  # of a file that was not found, raises only when used
+    except Exception as error:  # a config file may raise anything
+        _exit(_explanation(argv, error))
+    if rest:
+        _exit(f"Unexpected argument {rest[0]!r}: settings are given as --config.<key>=<value>.")
+    return argv[:1]
 
 
-def _unknown_key(argv: Sequence[str], error: Exception) -> str:
-    """A message with the nearest existing key for each override that names none."""
-    file = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if file is None:
-        return f"--config=... is missing or comes too late ({error})."
-    path, _, arg = file.partition(":")
-    try:
-        config = _load(path, arg)
-    except Exception as load_error:
-        return f"The config file {path} failed: {type(load_error).__name__}: {load_error}"
-    keys = list(_flat(config.to_dict()))
-    for argument in argv:
-        if not argument.startswith("--config."):
-            continue
-        key = argument[len("--config.") :].split("=", 1)[0]
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            return f"config.{key} does not exist.{hint}"
-    return f"{path}: {error}"
+def _explanation(argv: Sequence[str], error: Exception) -> str:
+    """What is wrong with the config file, else with a key, else what the parser said."""
+    joined = re.findall(r"(?m)^--?config[=\n](.*)$", "\n".join(argv))
+    if joined:
+        path, _, arg = joined[0].partition(":")
+        try:
+            keys = _flat(_load(path, arg).to_dict())
+        except Exception as failure:
+            return _file_explanation(path, failure)
+        for key in re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", "\n".join(argv)):
+            if key not in keys:
+                return f"config.{key} does not exist.{_nearest(key, keys)}"
+    return f"{_short(error)} See --help."
+
+
+def _file_explanation(path: str, failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.filename == path:
+        return f"The config file {path} cannot be read: {failure.strerror}."
+    lines = [f.lineno for f in traceback.extract_tb(failure.__traceback__) if f.filename == path]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"The config file {path}{where} failed: {type(failure).__name__}: {_short(failure)}"
+
+
+def _short(error: BaseException) -> str:
+    """An error's text without the dump of the whole config that ml_collections puts into it."""
+    inner = error.args[0] if error.args else None
+    if isinstance(inner, BaseException):
+        return _short(inner)
+    if " Other fields present: " in str(error):
+        return re.sub(r'(?s) Other fields present: ".*}"', "", inner).replace("\n", " ")
+    return str(error)
 
 
 def _load(path: str, arg: str) -> ConfigDict:
+    """Runs a config file by itself, so that what it raises is not wrapped by the parser."""
     namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
     exec(compile(Path(path).read_text(), path, "exec"), namespace)
+    if "get_config" not in namespace:
+        raise ConfigError("it defines no get_config()")
     return namespace["get_config"](arg) if arg else namespace["get_config"]()
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str:
+    """A hint: the key of the same last name in another group, or the one spelt most alike."""
+    namesakes = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    near = namesakes or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    return f" Did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -278,6 +317,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _exit(message: str) -> None:
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mplug_jax.config import run_main, save_config, validate
-from mplug_jax.data.pipeline import BadBudget, train_iterator
-from mplug_jax.models.mplug import MPlug, count_params
+from mplug_jax.data.pipeline import BadBudget, TrainIterator, train_iterator
 from mplug_jax.tasks import build_task
 from mplug_jax.training.checkpoint import Checkpointer, load_params
 from mplug_jax.training.flops import matmul_flops
@@ -28,6 +30,7 @@ from mplug_jax.training.metrics import MetricsWriter, Progress, Throughput, writ
 from mplug_jax.training.optimizer import make_optimizer
 from mplug_jax.training.reports import plot_losses
 from mplug_jax.training.sharding import (
+    abstract_batch,
     batch_sharding,
     check_batch,
     make_mesh,
@@ -37,10 +40,19 @@ from mplug_jax.training.sharding import (
 )
 from mplug_jax.training.state import TrainState, create_state, params_sha256
 from mplug_jax.training.step import make_train_step
+from mplug_jax.training.summary import describe_parameters, describe_step
 
 
 class NonFiniteError(FloatingPointError):
     """The loss or the gradient is no longer a number."""
+
+
+class Program(NamedTuple):
+    """The shapes and placement of the state, and what updates it."""
+
+    abstract: TrainState
+    optimizer: Any
+    init: Callable[[], TrainState]
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float]:
@@ -51,51 +63,22 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
       NonFiniteError: a loss term or the gradient is NaN or infinite.
     """
     validate(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, mesh, config.accumulate)
     first = jax.process_index() == 0
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh, config.accumulate)
     task = build_task(config, workdir)
+    iterator = _iterator(config, task)
+    checkpointer = Checkpointer(workdir, config.checkpoint)
+    program = _program(config, task, mesh)
+    with ThreadPoolExecutor(1) as background:
+        # The step compiles while the state is made, which compiles a program of its own.
+        compiling = background.submit(_compile, config, task, mesh, program, iterator)
+        state, start = _state(config, task, program, checkpointer, iterator)
+        step_fn, flops = compiling.result()
     if first:
         save_config(config, workdir)
-
-    # Shapes first, then placement, then values: nothing is ever built on one device and moved.
-    boxed = jax.eval_shape(task.init_params, jax.random.key(config.seed))
-    optimizer = make_optimizer(nn.meta.unbox(boxed), config.optimizer, config.total_steps)
-    init = functools.partial(_initial_state, task, optimizer, config.seed)
-    abstract = jax.eval_shape(init)
-    shardings = state_shardings(abstract, boxed, mesh)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
-    iterator = train_iterator(
-        task.sources,
-        task.make_example,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        threads=config.data.threads,
-    )
-    checkpointer = Checkpointer(workdir, config.checkpoint)
-    start = checkpointer.latest_step()
-    if start is not None:
-        state = checkpointer.restore(start, abstract, iterator)
-        source = f"checkpoint of step {start} in {workdir}"
-    else:
-        state = jax.jit(init, out_shardings=shardings)()
-        source = f"random, seed {config.seed}"
-        if config.init_from:
-            params, path = load_params(config.init_from, abstract.params)
-            state = _start_from(state, params)
-            source = f"parameters of {path}"
-    start = start or 0
-    _print_parameters(abstract.params, source, first)
-
-    example = iterator.first_example()
-    step_fn, flops = _compile(config, task, optimizer, abstract, shardings, mesh, example, first)
     evaluators = task.evaluators(mesh)
     writer = MetricsWriter(workdir, start, enabled=first)
     progress = Progress(config.total_steps, start, enabled=first)
@@ -106,14 +89,13 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
 
     for step in range(start, config.total_steps + 1):
         last = step == config.total_steps
-        if _due(step, config.eval_every, start) or last:
+        if last or _due(step, config.eval_every, start):
             with throughput.excluded():
-                samples = folder / "samples" if first else None
-                results = _evaluate(evaluators, state.params, samples if last else None)
+                _check_finite(pending)
+                results = _evaluate(evaluators, state, folder / "samples" if last else None)
                 writer.write(step, results)
-                for name, value in results.items():
-                    progress.note(f"step {step}  {name} {value:.4g}")
-        if _due(step, config.checkpoint_every, start) or (last and step > start):
+                progress.note("\n".join(f"step {step}  {n} {v:.4g}" for n, v in results.items()))
+        if (last and step > start) or _due(step, config.checkpoint_every, start):
             with throughput.excluded():
                 _check_finite(pending)
                 checkpointer.save(step, state, iterator, results)
@@ -127,10 +109,10 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         pending = step + 1, metrics
         throughput.count()
         progress.update(step + 1)
-        if _due(step + 1, config.log_every, start) or step + 1 == config.total_steps:
+        if step + 1 == config.total_steps or _due(step + 1, config.log_every, start):
             _check_finite(pending)
             scalars = {f"train/{name}": float(value) for name, value in metrics.items()}
-            scalars |= throughput.report()
+            scalars |= {"train/bad_records": budget.bad} | throughput.report()
             writer.write(step + 1, scalars)
             progress.report(step + 1, scalars)
 
@@ -138,97 +120,116 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     iterator.close()
     writer.close()
     progress.close()
-    digest = params_sha256(state.params)
     if first:
-        write_results(workdir, config.total_steps, digest, results)
+        write_results(workdir, config.total_steps, params_sha256(state.params), results)
         plot_losses(workdir)
-        print(f"results: {folder / 'results.json'}  plots: {folder / 'plots'}", flush=True)
+        print(f"results in {folder}: results.json, plots/, samples/", flush=True)
     return results
 
 
-def _initial_state(task: Any, optimizer: Any, seed: int) -> TrainState:
-    rng = jax.random.key(seed)
-    return create_state(
-        task.init_params(rng),
-        optimizer,
-        task.init_extra(jax.random.fold_in(rng, 1)),
-        seed,
-        task.uses_momentum,
+def _iterator(config: ConfigDict, task: Any) -> TrainIterator:
+    return train_iterator(
+        task.sources,
+        task.make_example,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        threads=config.data.threads,
     )
 
 
-def _start_from(state: TrainState, params: Any) -> TrainState:
-    """A fresh state with given parameters, which the teacher starts from as well."""
-    teacher = state.momentum_params
-    copied = None if teacher is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, momentum_params=copied)
+def _program(config: ConfigDict, task: Any, mesh: Mesh) -> Program:
+    boxed = jax.eval_shape(task.init_params, jax.random.key(config.seed))
+    optimizer = make_optimizer(nn.meta.unbox(boxed), config.optimizer, config.total_steps)
+
+    def init() -> TrainState:
+        rng = jax.random.key(config.seed)
+        extra = task.init_extra(jax.random.fold_in(rng, 1))
+        params = task.init_params(rng)
+        return create_state(params, optimizer, extra, config.seed, task.uses_momentum)
+
+    abstract = jax.eval_shape(init)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        state_shardings(abstract, boxed, mesh),
+    )
+    return Program(abstract, optimizer, init)
 
 
-def _due(step: int, every: int, start: int) -> bool:
-    return every > 0 and step > start and step % every == 0
+def _state(
+    config: ConfigDict,
+    task: Any,
+    program: Program,
+    checkpointer: Checkpointer,
+    iterator: TrainIterator,
+) -> tuple[TrainState, int]:
+    """The state to begin with, built where it will lie, and its step: restored, loaded or fresh."""
+    step = checkpointer.latest_step()
+    if step is not None:
+        state = checkpointer.restore(step, program.abstract, iterator)
+        source = f"checkpoint of step {step}"
+    else:
+        shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
+        state = jax.jit(program.init, out_shardings=shardings)()
+        source = f"random, seed {config.seed}"
+        if config.init_from:
+            params, path = load_params(config.init_from, program.abstract.params)
+            teacher = jax.tree.map(jnp.copy, params) if task.uses_momentum else None
+            state = state.replace(params=params, momentum_params=teacher)
+            source = f"parameters of {path}"
+    if jax.process_index() == 0:
+        print(describe_parameters(program.abstract.params, source), flush=True)
+    return state, step or 0
 
 
 def _compile(
-    config: ConfigDict,
-    task: Any,
-    optimizer: Any,
-    abstract: TrainState,
-    shardings: Any,
-    mesh: Any,
-    example: Any,
-    first: bool,
+    config: ConfigDict, task: Any, mesh: Mesh, program: Program, iterator: TrainIterator
 ) -> tuple[Any, int]:
-    """The compiled step and its model FLOPs; prints both, with the step's memory."""
+    """The compiled step and its model FLOPs."""
     build = functools.partial(
         make_train_step,
-        optimizer=optimizer,
+        optimizer=program.optimizer,
         optimizer_config=config.optimizer.to_dict(),
         total_steps=config.total_steps,
         accumulate=config.accumulate,
         momentum=config.objectives.momentum,
+        momentum_warmup=config.objectives.momentum_warmup,
     )
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (config.batch_size, *value.shape), value.dtype, sharding=batch_sharding(mesh)
-        )
-        for name, value in example.items()
-    }
+    batch = abstract_batch(iterator.first_example(), config.batch_size, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
+    step = jax.jit(
+        build(task.loss),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
     with jax.set_mesh(mesh):
         # Model FLOPs do not count what rematerialisation repeats.
-        model, task.model = task.model, MPlug(task.model_config.replace(remat="none"))
-        flops = matmul_flops(build(task.loss), abstract, batch)
-        task.model = model
+        flops = matmul_flops(build(task.without_remat().loss), program.abstract, batch)
         began = time.perf_counter()
-        compiled = (
-            jax.jit(
-                build(task.loss),
-                donate_argnums=0,
-                in_shardings=(shardings, batch_sharding(mesh)),
-                out_shardings=(shardings, replicated(mesh)),
-            )
-            .lower(abstract, batch)
-            .compile()
-        )
-    memory = compiled.memory_analysis()
-    if first:
-        total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        print(
-            f"step: {flops / 1e9:.2f} model GFLOPs, compiled in {time.perf_counter() - began:.1f} s; "
-            f"per device {total / 2**20:.0f} MiB (state and batch "
-            f"{memory.argument_size_in_bytes / 2**20:.0f}, temporaries "
-            f"{memory.temp_size_in_bytes / 2**20:.0f}) on {mesh.size} x "
-            f"{jax.devices()[0].device_kind}",
-            flush=True,
-        )
+        compiled = step.lower(program.abstract, batch).compile()
+    if jax.process_index() == 0:
+        print(describe_step(compiled, flops, time.perf_counter() - began, mesh), flush=True)
     return compiled, flops
 
 
-def _evaluate(evaluators: dict[str, Any], params: Any, samples: Path | None) -> dict[str, float]:
+def _evaluate(
+    evaluators: dict[str, Any], state: TrainState, samples: Path | None
+) -> dict[str, float]:
+    if jax.process_index() > 0:
+        samples = None
     return {
         f"{name}/{metric}": value
         for name, evaluator in evaluators.items()
-        for metric, value in evaluator(params, samples).items()
+        for metric, value in evaluator(state.params, samples).items()
     }
+
+
+def _due(step: int, every: int, start: int) -> bool:
+    return every > 0 and step > start and step % every == 0
 
 
 def _check_finite(pending: tuple[int, dict[str, jax.Array]] | None) -> None:
@@ -244,15 +245,6 @@ def _check_finite(pending: tuple[int, dict[str, jax.Array]] | None) -> None:
         f"step {step}: {broken}. Nothing was saved after it; the last checkpoint is intact. Lower "
         "config.optimizer.lr, lengthen warmup_steps, or clip more tightly with clip_norm."
     )
-
-
-def _print_parameters(params: Any, source: str, first: bool) -> None:
-    if not first:
-        return
-    counts = {name: count_params(value) for name, value in params.items()}
-    for name, count in counts.items():
-        print(f"  {name:<16} {count / 1e6:>9.3f} M")
-    print(f"parameters: {sum(counts.values()) / 1e6:.3f} M; init: {source}", flush=True)
 
 
 if __name__ == "__main__":

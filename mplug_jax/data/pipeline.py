@@ -76,6 +76,31 @@ def train_iterator(
       ValueError: a batch size that the processes do not divide, a weight that is not positive, ...
       SourceError: an empty source; while iterating, `MAX_TRIES` bad records in a row.
     """
+    _check_request(sources, seed, batch_size, process_index, process_count, workers, threads)
+    load = LoadExample(tuple(source for source, _ in sources), make_example, seed)
+    return TrainIterator(
+        order=global_order(sources, seed),
+        load=load,
+        rows=Rows(batch_size, process_index, process_count),
+        workers=workers,
+        threads=threads,
+        signature={
+            "seed": seed,
+            "batch_size": batch_size,
+            "sources": [[len(source), float(weight)] for source, weight in sources],
+        },
+    )
+
+
+def _check_request(
+    sources: Sequence[tuple[Source, float]],
+    seed: int,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+    threads: int,
+) -> None:
     if not sources:
         raise SourceError("there is no training source")
     for source, weight in sources:
@@ -91,19 +116,6 @@ def train_iterator(
         )
     if workers < 0 or threads < 0 or not 0 <= seed < 2**32:
         raise ValueError("workers and threads must not be negative, seed in 0 .. 2**32 - 1")
-    load = LoadExample(tuple(source for source, _ in sources), make_example, seed)
-    return TrainIterator(
-        order=global_order(sources, seed),
-        load=load,
-        rows=Rows(batch_size, process_index, process_count),
-        workers=workers,
-        threads=threads,
-        signature={
-            "seed": seed,
-            "batch_size": batch_size,
-            "sources": [[len(source), float(weight)] for source, weight in sources],
-        },
-    )
 
 
 class TrainIterator(grain.DatasetIterator):

@@ -145,7 +145,9 @@ def _positive(name: str, value: int) -> None:
 
 def _choice(name: str, value: str, choices: Any) -> None:
     if value not in choices:
-        raise ValueError(f"config.{name}={value!r} is unknown; choose one of: {', '.join(choices)}.")
+        raise ValueError(
+            f"config.{name}={value!r} is unknown; choose one of: {', '.join(choices)}."
+        )
 
 
 def _check_vision(vision: VisionConfig) -> None:

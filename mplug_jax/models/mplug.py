@@ -77,7 +77,7 @@ class MPlug(nn.Module):
         return self.raw_temperature if limits is None else jnp.clip(self.raw_temperature, *limits)
 
     def encode_image(self, image: Array) -> Array:
-        """``[B, H, W, 3]`` uint8 (or normalised float) to tokens ``[B, V, D]``, class token first."""
+        """``[B, H, W, 3]`` uint8 (or normalised float) to ``[B, V, D]``, class token first."""
         x = self.visual_encoder(image)
         return self.bridge(x) if self.config.vision.width != self.config.text.width else x
 
@@ -111,9 +111,7 @@ class MPlug(nn.Module):
         """MLM logits ``[N, L, vocab]``, tied to the text encoder's word embeddings."""
         return self.mlm_head(fused_text, self.text_encoder.embeddings.word.embedding)
 
-    def memory(
-        self, image: Array, text: Array, text_mask: Array
-    ) -> tuple[Array, Array]:
+    def memory(self, image: Array, text: Array, text_mask: Array) -> tuple[Array, Array]:
         """What the decoder attends: ``[image; text]`` and its mask ``[N, V + L]``."""
         image_mask = jnp.ones(image.shape[:2], bool)
         return (

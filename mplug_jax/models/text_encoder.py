@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
 
     def __call__(self, ids: Array, mask: Array) -> Array:
         x = self.embeddings(ids)
-        self.sow("intermediates", "embeddings", x)
+        self.sow("intermediates", "embedded", x)
         x, _ = self.blocks(x, mask[:, None, None, :])
         if self.config.norm == "pre":
             x = self.final_norm(x).astype(self.dtype)

@@ -131,9 +131,7 @@ class ViT(nn.Module):
         x = jnp.concatenate([cls, x], axis=1)
         x = x + resize_positions(positions, c.grid, grid).astype(self.dtype)
         x = layer_norm(c.ln_eps, "ln_pre")(x).astype(self.dtype)
-        self.sow("intermediates", "ln_pre", x)
-        blocks = layer_stack(
-            ViTBlock, c.depth, self.remat, self.scan_unroll, {"__call__": ()}
-        )
+        self.sow("intermediates", "embedded", x)
+        blocks = layer_stack(ViTBlock, c.depth, self.remat, self.scan_unroll, {"__call__": ()})
         x, _ = blocks(c, self.dtype, name="blocks")(x)
         return layer_norm(c.ln_eps, "ln_post")(x).astype(self.dtype)

@@ -5,7 +5,8 @@ The loop knows a task by its interface alone:
 - ``model``: the module; ``init_params(rng)``: its parameters, boxed with logical axes;
 - ``init_extra(rng)``: what the task keeps in the train state, or None;
 - ``uses_momentum``: whether the train state holds a momentum model;
-- ``train_sources()``, ``make_example``: the training data;
+- ``sources``, ``make_example``: the training data;
+- ``without_remat()``: the same task without rematerialisation;
 - ``loss(params, momentum_params, extra, batch, rng, step) -> (loss, extra, metrics)``;
 - ``evaluators(mesh)``: name -> callable (params, folder for samples or None) -> metrics.
 """

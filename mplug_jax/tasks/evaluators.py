@@ -45,8 +45,10 @@ class RetrievalEvaluator:
     """Recall of image-text retrieval: ITC similarities, the best re-ranked by the ITM logit.
 
     Args:
-      source: one record a picture; its first caption is the text.
-      limit: pictures used; rerank: candidates of each query that fusion scores.
+      source: one record a picture.
+      limit: pictures used.
+      rerank: candidates of each query that fusion scores.
+      captions: texts of a picture, its first ones; 0 takes all.
     """
 
     def __init__(
@@ -59,99 +61,124 @@ class RetrievalEvaluator:
         *,
         limit: int,
         rerank: int,
+        captions: int,
     ):
-        self._tokenizer, self._source, self._examples, self._mesh = (
-            tokenizer,
-            source,
-            examples,
-            mesh,
-        )
-        self._limit, self._rerank = limit, rerank
-        out = replicated(mesh)
+        self._tokenizer, self._source, self._examples = tokenizer, source, examples
+        self._mesh, self._limit, self._rerank, self._captions = mesh, limit, rerank, captions
 
-        def encode(params: Any, batch: Any) -> Any:
+        def encode_image(params: Any, batch: Any) -> Any:
             variables = {"params": params}
-            image = model.apply(variables, batch["image"], method="encode_image")
-            text = model.apply(
-                variables, batch["text_ids"], batch["text_mask"], method="encode_text"
-            )
-            return {
-                "image": image,
-                "text": text,
-                "image_feats": model.apply(variables, image, method="project_image"),
-                "text_feats": model.apply(variables, text, method="project_text"),
-            }
+            embeds = model.apply(variables, batch["image"], method="encode_image")
+            return embeds, model.apply(variables, embeds, method="project_image")
+
+        def encode_text(params: Any, batch: Any) -> Any:
+            variables = {"params": params}
+            embeds = model.apply(variables, batch["ids"], batch["mask"], method="encode_text")
+            return embeds, model.apply(variables, embeds, method="project_text")
 
         def match(params: Any, batch: Any) -> jax.Array:
             variables = {"params": params}
             _, text = model.apply(
-                variables, batch["image"], batch["text"], batch["text_mask"], method="fuse"
+                variables, batch["image"], batch["text"], batch["mask"], method="fuse"
             )
-            logits = model.apply(variables, text, method="match")
-            return logits[:, 1]
+            return model.apply(variables, text, method="match")[:, 1]
 
-        self._encode = jax.jit(encode, out_shardings=out)
+        out = replicated(mesh)
+        self._encode_image = jax.jit(encode_image, out_shardings=out)
+        self._encode_text = jax.jit(encode_text, out_shardings=out)
         self._match = jax.jit(match, out_shardings=out)
 
     def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
         """Metrics ``txt_r1`` ... re-ranked, ``itc_txt_r1`` ... of ITC alone, in percent."""
-        encoded = self._encoded(params)
-        similarity = encoded["image_feats"] @ encoded["text_feats"].T
-        ids = encoded["image_id"]
-        by_itc = retrieval_metrics(similarity, similarity.T, ids, ids)
+        image, image_feats, indices = self._images(params)
+        ids, mask, owner = self._texts(indices)
+        text, text_feats = self._text_features(params, ids, mask)
+        similarity = image_feats @ text_feats.T
+        own = np.arange(len(indices))
+        by_itc = retrieval_metrics(similarity, similarity.T, own, owner)
         texts_of = top_k_indices(similarity, self._rerank)
         images_of = top_k_indices(similarity.T, self._rerank)
-        logits = self._match_logits(params, encoded, texts_of, images_of)
-        image_to_text = scatter_scores(
-            similarity.shape, texts_of, logits[: texts_of.size].reshape(texts_of.shape)
-        )
-        text_to_image = scatter_scores(
-            similarity.T.shape, images_of, logits[texts_of.size :].reshape(images_of.shape)
-        )
-        metrics = retrieval_metrics(image_to_text, text_to_image, ids, ids)
+        to_text, to_image = self._match_logits(params, image, text, mask, texts_of, images_of)
+        image_to_text = scatter_scores(similarity.shape, texts_of, to_text)
+        text_to_image = scatter_scores(similarity.T.shape, images_of, to_image)
+        metrics = retrieval_metrics(image_to_text, text_to_image, own, owner)
         if samples is not None:
-            self._sheet(samples, encoded, image_to_text)
+            self._sheet(samples, indices, ids, owner, image_to_text)
         return metrics | {f"itc_{name}": value for name, value in by_itc.items()}
 
-    def _encoded(self, params: Any) -> dict[str, np.ndarray]:
-        parts: list[dict[str, np.ndarray]] = []
+    def _images(self, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings ``[N, V, D]``, features ``[N, E]`` and source indices ``[N]``."""
+        embeds, feats, indices = [], [], []
         for batch in eval_batches(self._source, self._examples, _rows(self._mesh), self._limit):
-            outputs = self._encode(params, place_global_batch(batch, self._mesh))
-            keep = batch["valid"]
-            rows = {name: np.asarray(value)[keep] for name, value in outputs.items()}
-            rows |= {n: batch[n][keep] for n in ("text_ids", "text_mask", "image_id", "index")}
-            parts.append(rows)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            placed = place_global_batch({"image": batch["image"]}, self._mesh)
+            outputs = [np.asarray(x) for x in self._encode_image(params, placed)]
+            embeds.append(outputs[0][batch["valid"]])
+            feats.append(outputs[1][batch["valid"]])
+            indices.append(batch["index"][batch["valid"]])
+        return np.concatenate(embeds), np.concatenate(feats), np.concatenate(indices)
+
+    def _texts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids and masks ``[M, L]`` of all captions, and for each the row of its picture."""
+        encoded, owner = [], []
+        for row, index in enumerate(indices):
+            captions = self._source[int(index)]["captions"]
+            for caption in captions[: self._captions or None]:
+                encoded.append(self._tokenizer.encode(caption, self._examples.text_length))
+                owner.append(row)
+        ids, mask = (np.stack(part) for part in zip(*encoded, strict=True))
+        return ids, mask, np.array(owner)
+
+    def _text_features(
+        self, params: Any, ids: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for block in _padded(len(ids), 4 * _rows(self._mesh)):
+            batch = place_global_batch({"ids": ids[block], "mask": mask[block]}, self._mesh)
+            parts.append([np.asarray(x) for x in self._encode_text(params, batch)])
+        embeds, feats = (np.concatenate(part)[: len(ids)] for part in zip(*parts, strict=True))
+        return embeds, feats
 
     def _match_logits(
-        self, params: Any, encoded: dict[str, np.ndarray], texts_of: Any, images_of: Any
-    ) -> np.ndarray:
-        """Match logits of all candidate pairs: those of each image, then those of each text."""
-        count = len(texts_of)
-        image_rows = np.concatenate([np.repeat(np.arange(count), texts_of.shape[1]), images_of.ravel()])
-        text_rows = np.concatenate([texts_of.ravel(), np.repeat(np.arange(count), images_of.shape[1])])
+        self,
+        params: Any,
+        image: np.ndarray,
+        text: np.ndarray,
+        mask: np.ndarray,
+        texts_of: np.ndarray,
+        images_of: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Match logits of each image's candidate texts and of each text's candidate images."""
+        text_rows = np.concatenate(
+            [texts_of.ravel(), np.arange(images_of.size) // images_of.shape[1]]
+        )
+        image_rows = np.concatenate(
+            [np.arange(texts_of.size) // texts_of.shape[1], images_of.ravel()]
+        )
         # Most pairs are candidates both ways; each is scored once.
-        pairs, inverse = np.unique(image_rows * count + text_rows, return_inverse=True)
+        pairs, inverse = np.unique(image_rows * len(text) + text_rows, return_inverse=True)
         logits = []
         for block in _padded(len(pairs), 4 * _rows(self._mesh)):
-            image, text = np.divmod(pairs[block], count)
-            batch = {
-                "image": encoded["image"][image],
-                "text": encoded["text"][text],
-                "text_mask": encoded["text_mask"][text],
-            }
+            i, t = np.divmod(pairs[block], len(text))
+            batch = {"image": image[i], "text": text[t], "mask": mask[t]}
             logits.append(np.asarray(self._match(params, place_global_batch(batch, self._mesh))))
-        return np.concatenate(logits)[: len(pairs)][inverse]
+        values = np.concatenate(logits)[: len(pairs)][inverse]
+        to_text, to_image = np.split(values, [texts_of.size])
+        return to_text.reshape(texts_of.shape), to_image.reshape(images_of.shape)
 
-    def _sheet(self, folder: Path, encoded: dict[str, np.ndarray], scores: np.ndarray) -> None:
+    def _sheet(
+        self,
+        folder: Path,
+        indices: np.ndarray,
+        ids: np.ndarray,
+        owner: np.ndarray,
+        scores: np.ndarray,
+    ) -> None:
         """Pictures with the text ranked first for each."""
         count = min(SHEET_ROWS, len(scores))
         best = scores[:count].argmax(axis=1)
-        texts = [self._tokenizer.decode(encoded["text_ids"][i][1:]) for i in best]
-        images = [
-            self._examples(self._source[int(encoded["index"][i])])["image"] for i in range(count)
-        ]
-        right = [bool(best[i] == i) for i in range(count)]
+        texts = [self._tokenizer.decode(ids[i][1:]) for i in best]
+        images = [self._examples(self._source[int(indices[i])])["image"] for i in range(count)]
+        right = [bool(owner[best[i]] == i) for i in range(count)]
         sample_sheet(folder / "retrieval.png", np.stack(images), texts, ok=right)
 
 
@@ -230,5 +257,7 @@ class CaptionEvaluator:
                 for i in range(len(shown))
             ]
         if samples is not None:
-            sample_sheet(samples / "captions.png", np.stack(shown), captions[: len(shown)], ok=right)
+            sample_sheet(
+                samples / "captions.png", np.stack(shown), captions[: len(shown)], ok=right
+            )
         return metrics

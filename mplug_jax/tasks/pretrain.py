@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Pretrain:
     def __init__(self, config: ConfigDict, workdir: str):
         self.config = config
         data = config.data
-        self.sources = build_mixture(data.train, data.root, config.seed)
+        self.sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
         tokenizer = {k: v for k, v in data.tokenizer.items() if v}
         self.tokenizer = build_tokenizer(tokenizer, workdir, self.sources[0][0])
         self.model_config = config_lib.model_config(config, self.tokenizer.vocab_size)
@@ -61,6 +62,12 @@ class Pretrain:
             config.objectives.prefix.empty_rate,
         )
         self.uses_momentum = config.objectives.momentum > 0
+
+    def without_remat(self) -> Pretrain:
+        """The same task on a model that keeps its activations, for counting FLOPs."""
+        task = copy.copy(self)
+        task.model = MPlug(self.model_config.replace(remat="none"))
+        return task
 
     def init_params(self, rng: Array) -> Any:
         """Fresh parameters, boxed with their logical axes."""
@@ -122,7 +129,7 @@ class Pretrain:
             taught = jax.lax.stop_gradient(taught)
         valid = batch["valid"]
         if "itm" in outputs:
-            losses["itm"] = itm_loss(outputs["itm"], itm_labels(len(valid)), rows["itm_mask"])
+            losses["itm"] = itm_loss(outputs["itm"], itm_labels(rows["itm"] // 3), rows["itm_mask"])
         if objectives.mlm.weight:
             losses["mlm"] = mlm_loss(
                 outputs["mlm"], labels, label_mask, valid, taught["mlm"], alphas["mlm"]
@@ -158,7 +165,13 @@ class Pretrain:
         )
 
     def _itc(
-        self, params: Any, online: Encoded, teacher: Encoded | None, queue: Any, batch: Any, alpha: Any
+        self,
+        params: Any,
+        online: Encoded,
+        teacher: Encoded | None,
+        queue: Any,
+        batch: Any,
+        alpha: Any,
     ) -> ITCOutput:
         return itc_loss(
             online.image_feats,
@@ -190,9 +203,13 @@ class Pretrain:
                 batch["image_id"],
                 batch["valid"],
             )
-            images += [own, negatives.image_for_text, own]
-            texts += [own, own, negatives.text_for_image]
-            rows["itm"], rows["itm_mask"] = 3 * size, itm_mask(batch["valid"], negatives)
+            # Evenly spaced, so that each device scores the same number of its own pairs.
+            count = max(round(objectives.itm.fraction * size), 1)
+            kept = jnp.arange(count) * size // count
+            images += [kept, negatives.image_for_text[kept], kept]
+            texts += [kept, kept, negatives.text_for_image[kept]]
+            mask = itm_mask(batch["valid"], negatives).reshape(3, size)[:, kept]
+            rows["itm"], rows["itm_mask"] = 3 * count, mask.reshape(-1)
         for name, block in (("mlm", 1), ("prefix", 2)):
             if objectives[name].weight:
                 images.append(own)
@@ -211,7 +228,13 @@ class Pretrain:
             return outputs
         text_mask = mask[rows["text"]]
         image, text = self._apply(
-            params, rng, "fuse", encoded.image, encoded.texts[rows["text"]], text_mask, rows["image"]
+            params,
+            rng,
+            "fuse",
+            encoded.image,
+            encoded.texts[rows["text"]],
+            text_mask,
+            rows["image"],
         )
         after_itm = rows["itm"]
         after_mlm = after_itm + rows["mlm"]
@@ -244,7 +267,10 @@ class Pretrain:
         examples = EvalExamples(self.tokenizer, transform, self.config.data.text_length)
         built: dict[str, Any] = {}
         for name, settings in self.config.evals.items():
-            source = build_source(settings.source, self.config.data.root, self.config.seed)
+            data = self.config.data
+            source = build_source(
+                settings.source, data.root, self.config.seed, data.max_bad_fraction
+            )
             options = {k: v for k, v in settings.items() if k not in ("kind", "source")}
             kind = {"retrieval": RetrievalEvaluator, "caption": CaptionEvaluator}[settings.kind]
             built[name] = kind(self.model, self.tokenizer, source, examples, mesh, **options)

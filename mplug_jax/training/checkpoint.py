@@ -131,7 +131,9 @@ def load_params(path: str | Path, abstract_params: Any) -> tuple[Any, Path]:
     try:
         metadata = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
     except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no readable parameters ({_first_line(error)}).") from error
+        raise CheckpointError(
+            f"{folder} holds no readable parameters ({_first_line(error)})."
+        ) from error
     saved = {path_name(p): tuple(m.shape) for p, m in _leaves(metadata)}
     wanted = {path_name(p): tuple(x.shape) for p, x in _leaves(abstract_params)}
     problems = [f"  only in the checkpoint: {name}" for name in sorted(set(saved) - set(wanted))]

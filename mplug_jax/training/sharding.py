@@ -113,6 +113,15 @@ def state_shardings(abstract_state: Any, boxed_params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 
+def abstract_batch(example: Mapping[str, Any], batch_size: int, mesh: Mesh) -> dict[str, Any]:
+    """Shapes and placement of a global batch of examples shaped like this one."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=sharding)
+        for name, value in example.items()
+    }
+
+
 def place_local_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Joins each process's rows into global arrays split over ``data``."""
     sharding = batch_sharding(mesh)

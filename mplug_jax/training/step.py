@@ -37,11 +37,13 @@ def make_train_step(
     total_steps: int,
     accumulate: int,
     momentum: float,
+    momentum_warmup: bool,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Builds the function that the loop compiles.
 
     With ``accumulate > 1`` the batch is cut into that many micro-batches whose gradients are
     averaged; contrastive terms then see one micro-batch (and the queue) at a time.
+    ``momentum`` is the teacher's EMA decay; with ``momentum_warmup`` it starts near 0.
     """
 
     def value_and_grad(state: TrainState, extra: Any, batch: Any, rng: jax.Array) -> Any:
@@ -74,7 +76,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if state.momentum_params is not None:
-            state = state.replace(momentum_params=ema(state.momentum_params, state.params, momentum))
+            decay = momentum
+            if momentum_warmup:
+                # A young teacher follows closely, or it would teach its random start for long.
+                decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            state = state.replace(momentum_params=ema(state.momentum_params, state.params, decay))
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         if accumulate == 1:
             grads, extra, metrics = value_and_grad(state, state.extra, batch, rng)
@@ -84,9 +90,7 @@ def make_train_step(
         metrics |= learning_rates(optimizer_config, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, extra=extra
-        )
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra)
         return state, metrics
 
     return train_step

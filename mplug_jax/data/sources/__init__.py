@@ -33,7 +33,7 @@ KINDS: dict[str, SourceKind] = {
     "scenes": SourceKind(
         Scenes,
         frozenset({"level", "split"}),
-        frozenset({"size", "fields", "seed"}),
+        frozenset({"size", "fields", "seed", "cache"}),
         reads_files=False,
     ),
     "captions": _file_kind(),
@@ -45,7 +45,10 @@ KINDS: dict[str, SourceKind] = {
 
 
 def build_source(
-    spec: Mapping[str, Any], root: str | os.PathLike[str] | None = None, seed: int = 0
+    spec: Mapping[str, Any],
+    root: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    max_bad_fraction: float = 0.01,
 ) -> Source:
     """The source a spec describes.
 
@@ -55,6 +58,7 @@ def build_source(
         absent. `docs/data.md` lists kinds and keys.
       root: config.data.root, which relative paths are joined with.
       seed: of the scenes, unless the spec has its own.
+      max_bad_fraction: config.data.max_bad_fraction, unless the spec has its own.
 
     Raises:
       ValueError: an unknown kind or key (the nearest known one is named), or a missing key.
@@ -74,13 +78,14 @@ def build_source(
         raise ValueError(f"a {name!r} source needs {' and '.join(map(repr, missing))}: {given}")
     if not kind.reads_files:
         return kind.build(**{"seed": seed, **given})
-    return kind.build(kind=name, root=root, **given)
+    return kind.build(kind=name, root=root, **{"max_bad_fraction": max_bad_fraction, **given})
 
 
 def build_mixture(
     specs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     root: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    max_bad_fraction: float = 0.01,
 ) -> list[tuple[Source, float]]:
     """The training sources of one spec or several, each with its `weight`, for `train_iterator`.
 
@@ -91,13 +96,19 @@ def build_mixture(
     Raises:
       ValueError: as `build_source`, or weights that are not positive or given for some only.
     """
-    listed = [specs] if isinstance(specs, Mapping) else list(specs)
+    # A ConfigDict is no Mapping, so it is lists that are told apart.
+    listed = list(specs) if isinstance(specs, Sequence) else [specs]
     weights = [spec.get("weight") for spec in listed]
     given = [weight for weight in weights if weight is not None]
     if given and (len(given) < len(weights) or not all(weight > 0 for weight in given)):
         raise ValueError(f"give each training source a positive weight, or none: {weights}")
     sources = [
-        build_source({key: value for key, value in spec.items() if key != "weight"}, root, seed)
+        build_source(
+            {key: value for key, value in spec.items() if key != "weight"},
+            root,
+            seed,
+            max_bad_fraction,
+        )
         for spec in listed
     ]
     return [

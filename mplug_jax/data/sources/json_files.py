@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,9 @@ class JsonRecords:
         ids = image_numbers if None in given_ids else given_ids
         self._ids = np.array(ids, np.int32)
 
-    def _draft(self, item: Item, form: Format, read: Any, needed: str | None) -> Draft:
+    def _draft(
+        self, item: Item, form: Format, read: Callable[[Any], Draft], needed: str | None
+    ) -> Draft:
         if item.error is not None:
             raise BadItem(item.error)
         if not form.recognises(item.value):

@@ -59,6 +59,8 @@ class Scenes:
         size: how many scenes; a larger size only appends.
         fields: what a record holds besides the image: any of FIELDS.
         seed: another seed is another set of scenes, with the same division into splits.
+        cache: keep every record once drawn in memory (about 4 kB a scene at "easy", 15 kB at
+            "full"), so that only the first epoch draws.
 
     Raises:
         ValueError: an unknown level, split or field, or a size below 1.
@@ -71,6 +73,7 @@ class Scenes:
         size: int | None = None,
         fields: tuple[str, ...] = ("captions",),
         seed: int = 0,
+        cache: bool = False,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"scenes: unknown level {level!r}; choose one of {list(LEVELS)}")
@@ -83,6 +86,7 @@ class Scenes:
             raise ValueError(f"scenes: size must be at least 1, got {size}")
         self.level, self.split, self.fields, self.seed = level, split, tuple(fields), seed
         self._held_out: list[Layout] | None = None
+        self._records: dict[int, Record] | None = {} if cache else None
 
     def __len__(self) -> int:
         return self.size
@@ -106,6 +110,13 @@ class Scenes:
         return self._held_out[index]
 
     def __getitem__(self, index: int) -> Record:
+        if self._records is None:
+            return self._draw(index)
+        if index not in self._records:
+            self._records[index] = self._draw(index)
+        return self._records[index]
+
+    def _draw(self, index: int) -> Record:
         layout = self.layout(index)
         record: Record = {
             "id": f"scenes/{self.level}/{self.split}/{index}",

@@ -7,13 +7,17 @@ not exist here is an error that names the nearest one that does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
+import inspect
 import json
+import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +36,17 @@ from mplug_jax.models.config import (
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message says which, why, and what would."""
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """What data and models refuse while they are built from a config is a mistake in it."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is ValueError:
+            raise ConfigError(str(error)) from error
+        raise
 
 
 def defaults(model: str) -> ConfigDict:
@@ -150,17 +165,63 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
+# The values of single numbers, ends included. Larger seeds do not fit the train state's int32.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("total_steps", "batch_size", "accumulate"), (1, math.inf)),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), (0, math.inf)),
+    "seed": (0, 2**31 - 1),
+    **{f"objectives.{name}.weight": (0, math.inf) for name in ("itc", "itm", "mlm", "prefix")},
+    **{f"objectives.{name}.alpha": (0, 1) for name in ("itc", "mlm", "prefix")},
+    **dict.fromkeys(("objectives.mlm.rate", "objectives.prefix.empty_rate"), (0, 1)),
+    **dict.fromkeys(("objectives.itc.queue_size", "objectives.alpha_ramp_steps"), (0, math.inf)),
+    **{
+        f"optimizer.{name}": (0, math.inf)
+        for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "warmup_lr", "min_lr")
+    },
+    **dict.fromkeys(("data.text_length", "data.target_length"), (3, math.inf)),
+    **dict.fromkeys(("data.workers", "data.threads"), (0, math.inf)),
+    "data.max_bad_fraction": (0, 1),
+    "checkpoint.keep_last": (1, math.inf),
+}
+EVALUATORS = {"retrieval": retrieval_eval, "caption": caption_eval}
+
+
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError for the first setting that cannot work."""
-    for name in ("total_steps", "batch_size", "accumulate"):
-        _require(config[name] >= 1, f"config.{name} must be at least 1, got {config[name]}.")
-    for name in ("log_every", "eval_every", "checkpoint_every"):
-        _require(config[name] >= 0, f"config.{name} must not be negative, got {config[name]}.")
-    objectives = config.objectives
+    for key, (low, high) in RANGES.items():
+        value = functools.reduce(lambda group, name: group[name], key.split("."), config)
+        allowed = f"be at least {low}" if high == math.inf else f"lie in [{low}, {high}]"
+        _require(low <= value <= high, f"config.{key} must {allowed}, got {value}.")
+    _validate_objectives(config.objectives)
+    longest = max(config.data.text_length, config.data.target_length)
+    positions = config.model.text.max_positions
+    _require(
+        longest <= positions,
+        f"config.data.text_length/target_length={longest} exceeds the {positions} positions of "
+        "config.model.text.max_positions.",
+    )
+    _require(
+        len(config.data.train) > 0,
+        "config.data.train names no source; see docs/data.md for the kinds.",
+    )
+    for name, settings in config.evals.items():
+        _validate_evaluator(name, settings, positions)
+    best, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
+    _require(
+        not best or best.split("/")[0] in config.evals,
+        f"config.checkpoint.best_metric={best!r} is the metric of no evaluator; evaluators are: "
+        f"{', '.join(config.evals) or 'none'}.",
+    )
+    _require(
+        mode in ("min", "max"), f"config.checkpoint.best_mode={mode!r} is unknown; choose min, max."
+    )
+
+
+def _validate_objectives(objectives: ConfigDict) -> None:
     weights = {name: objectives[name].weight for name in ("itc", "itm", "mlm", "prefix")}
     _require(
-        min(weights.values()) >= 0 and max(weights.values()) > 0,
-        f"config.objectives: weights must not be negative and one must be positive, got {weights}.",
+        max(weights.values()) > 0,
+        f"config.objectives: one of the weights must be positive, got {weights}.",
     )
     _require(
         0 < objectives.itm.fraction <= 1,
@@ -182,26 +243,29 @@ def validate(config: ConfigDict) -> None:
         not weights["itm"] or weights["itc"],
         "config.objectives.itm draws its negatives from the ITC similarities: give itc a weight.",
     )
-    longest = max(config.data.text_length, config.data.target_length)
+
+
+def _validate_evaluator(name: str, settings: ConfigDict, positions: int) -> None:
+    kind = settings.get("kind")
     _require(
-        longest <= config.model.text.max_positions,
-        f"config.data.text_length/target_length={longest} exceeds the "
-        f"{config.model.text.max_positions} positions of config.model.text.max_positions.",
+        kind in EVALUATORS,
+        f"config.evals.{name}.kind={kind!r}; choose {' or '.join(EVALUATORS)}.",
     )
+    wanted = {"kind", *inspect.signature(EVALUATORS[kind]).parameters}
+    odd = sorted(wanted ^ set(settings.keys()))
     _require(
-        len(config.data.train) > 0,
-        "config.data.train names no source; see docs/data.md for the kinds.",
+        not odd,
+        f"config.evals.{name} needs exactly the settings {', '.join(sorted(wanted))}; see "
+        f"{', '.join(odd)}.",
     )
-    for name, settings in config.evals.items():
-        _require(
-            settings.get("kind") in ("retrieval", "caption"),
-            f"config.evals.{name}.kind={settings.get('kind')!r}; choose retrieval or caption.",
-        )
-    best = config.checkpoint.best_metric
+    for key, low in (("limit", 1), ("rerank", 1), ("captions", 0), ("max_length", 1)):
+        value = settings.get(key, low)
+        _require(value >= low, f"config.evals.{name}.{key} must be at least {low}, got {value}.")
+    length = settings.get("max_length", 1)
     _require(
-        not best or best.split("/")[0] in config.evals,
-        f"config.checkpoint.best_metric={best!r} is the metric of no evaluator; evaluators are: "
-        f"{', '.join(config.evals) or 'none'}.",
+        length <= positions,
+        f"config.evals.{name}.max_length={length} exceeds the {positions} positions of "
+        "config.model.text.max_positions.",
     )
 
 

@@ -6,11 +6,13 @@ due, save if due, next batch, step, log. The same command again continues a run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mplug_jax.config import run_main, save_config, validate
+from mplug_jax.config import ConfigError, config_errors, run_main, save_config, validate
 from mplug_jax.data.pipeline import BadBudget, TrainIterator, train_iterator
 from mplug_jax.tasks import build_task
 from mplug_jax.training.checkpoint import Checkpointer, load_params
@@ -69,57 +71,62 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     task = build_task(config, workdir)
-    iterator = _iterator(config, task)
-    checkpointer = Checkpointer(workdir, config.checkpoint)
     program = _program(config, task, mesh)
-    with ThreadPoolExecutor(1) as background:
-        # The step compiles while the state is made, which compiles a program of its own.
-        compiling = background.submit(_compile, config, task, mesh, program, iterator)
-        state, start = _state(config, task, program, checkpointer, iterator)
-        step_fn, flops = compiling.result()
-    if first:
-        save_config(config, workdir)
-    evaluators = task.evaluators(mesh)
-    writer = MetricsWriter(workdir, start, enabled=first)
-    progress = Progress(config.total_steps, start, enabled=first)
-    throughput = Throughput(config.batch_size, flops)
-    budget = BadBudget(config.data.max_bad_fraction)
-    results: dict[str, float] = {}
-    pending: tuple[int, dict[str, jax.Array]] | None = None
+    with contextlib.ExitStack() as stack:
+        iterator = stack.enter_context(contextlib.closing(_iterator(config, task)))
+        checkpointer = stack.enter_context(
+            contextlib.closing(Checkpointer(workdir, config.checkpoint))
+        )
+        with ThreadPoolExecutor(1) as background:
+            # The step compiles while the state is made, which compiles a program of its own.
+            compiling = background.submit(_compile, config, task, mesh, program, iterator)
+            state, start = _state(config, task, program, checkpointer, iterator)
+            step_fn, flops = compiling.result()
+        if first:
+            save_config(config, workdir)
+        evaluators = task.evaluators(mesh)
+        writer = stack.enter_context(
+            contextlib.closing(MetricsWriter(workdir, start, enabled=first))
+        )
+        progress = stack.enter_context(
+            contextlib.closing(Progress(config.total_steps, start, enabled=first))
+        )
+        throughput = Throughput(config.batch_size, flops)
+        budget = BadBudget(config.data.max_bad_fraction)
+        results: dict[str, float] = {}
+        pending: tuple[int, dict[str, jax.Array]] | None = None
 
-    for step in range(start, config.total_steps + 1):
-        last = step == config.total_steps
-        if last or _due(step, config.eval_every, start):
-            with throughput.excluded():
-                _check_finite(pending)
-                results = _evaluate(evaluators, state, folder / "samples" if last else None)
-                writer.write(step, results)
-                progress.note("\n".join(f"step {step}  {n} {v:.4g}" for n, v in results.items()))
-        if (last and step > start) or _due(step, config.checkpoint_every, start):
-            with throughput.excluded():
-                _check_finite(pending)
-                checkpointer.save(step, state, iterator, results)
-        if last:
-            break
-        batch = next(iterator)
-        budget.update(batch)
-        state, metrics = step_fn(state, place_local_batch(batch, mesh))
-        # The step before this one has finished by now, so looking at it stalls nothing.
-        _check_finite(pending)
-        pending = step + 1, metrics
-        throughput.count()
-        progress.update(step + 1)
-        if step + 1 == config.total_steps or _due(step + 1, config.log_every, start):
+        for step in range(start, config.total_steps + 1):
+            last = step == config.total_steps
+            evaluated: dict[str, float] = {}
+            if last or _due(step, config.eval_every, start):
+                with throughput.excluded():
+                    _check_finite(pending)
+                    samples = folder / "samples" if last and first else None
+                    results = evaluated = _evaluate(evaluators, state, samples)
+                    writer.write(step, results)
+                    progress.note("\n".join(f"step {step}  {n} {results[n]:.4g}" for n in results))
+            if (last and step > start) or _due(step, config.checkpoint_every, start):
+                with throughput.excluded():
+                    _check_finite(pending)
+                    checkpointer.save(step, state, iterator, evaluated)
+            if last:
+                break
+            batch = next(iterator)
+            budget.update(batch)
+            state, metrics = step_fn(state, place_local_batch(batch, mesh))
+            # The step before this one has finished by now, so looking at it stalls nothing.
             _check_finite(pending)
-            scalars = {f"train/{name}": float(value) for name, value in metrics.items()}
-            scalars |= {"train/bad_records": budget.bad} | throughput.report()
-            writer.write(step + 1, scalars)
-            progress.report(step + 1, scalars)
+            pending = step + 1, metrics
+            throughput.count()
+            progress.update(step + 1)
+            if step + 1 == config.total_steps or _due(step + 1, config.log_every, start):
+                _check_finite(pending)
+                scalars = {f"train/{name}": float(value) for name, value in metrics.items()}
+                scalars |= {"train/bad_records": budget.bad} | throughput.report()
+                writer.write(step + 1, scalars)
+                progress.report(step + 1, scalars)
 
-    checkpointer.close()
-    iterator.close()
-    writer.close()
-    progress.close()
     if first:
         write_results(workdir, config.total_steps, params_sha256(state.params), results)
         plot_losses(workdir)
@@ -169,6 +176,11 @@ def _state(
     """The state to begin with, built where it will lie, and its step: restored, loaded or fresh."""
     step = checkpointer.latest_step()
     if step is not None:
+        if step > config.total_steps:
+            raise ConfigError(
+                f"config.total_steps={config.total_steps}, but {checkpointer.folder} has reached "
+                f"step {step} already: give more steps or another --workdir."
+            )
         state = checkpointer.restore(step, program.abstract, iterator)
         source = f"checkpoint of step {step}"
     else:
@@ -219,8 +231,6 @@ def _compile(
 def _evaluate(
     evaluators: dict[str, Any], state: TrainState, samples: Path | None
 ) -> dict[str, float]:
-    if jax.process_index() > 0:
-        samples = None
     return {
         f"{name}/{metric}": value
         for name, evaluator in evaluators.items()

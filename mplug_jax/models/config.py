@@ -219,6 +219,7 @@ PRESETS: dict[str, ModelConfig] = {
             mlp_dim=384,
             max_positions=64,
             norm="pre",
+            init_std=0.1,
             dropout=0.0,
             attention_dropout=0.0,
         ),

@@ -82,7 +82,7 @@ class ConvStem(nn.Module):
                 ),
                 name=f"conv_{i}",
             )(x)
-            x = layer_norm(self.config.ln_eps, f"ln_{i}")(x).astype(self.dtype)
+            # No norm here: it would blow the noise of a plain background up to full size.
             x = jax.nn.gelu(x)
         init = kernel_init(self.config.width**-0.5, "patch", "embed")
         return nn.Dense(self.config.width, dtype=self.dtype, kernel_init=init, name="project")(x)

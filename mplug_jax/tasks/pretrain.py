@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,8 @@ class Pretrain:
         data = config.data
         self.sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
         tokenizer = {k: v for k, v in data.tokenizer.items() if v}
+        if "path" in tokenizer:
+            tokenizer["path"] = str(Path(data.root or ".") / tokenizer["path"])
         self.tokenizer = build_tokenizer(tokenizer, workdir, self.sources[0][0])
         self.model_config = config_lib.model_config(config, self.tokenizer.vocab_size)
         self.model = MPlug(self.model_config)

@@ -38,8 +38,9 @@ class Checkpointer:
                 )
             )
         self._metric = metric
+        self.folder = (Path(workdir) / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(
-            (Path(workdir) / "checkpoints").absolute(),
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -53,7 +54,19 @@ class Checkpointer:
     def save(
         self, step: int, state: TrainState, iterator: Any, metrics: Mapping[str, float]
     ) -> None:
-        """Starts saving; returns once the arrays are copied off the device."""
+        """Starts saving; returns once the arrays are copied off the device.
+
+        Args:
+          metrics: of this very step, or empty where nothing was evaluated.
+
+        Raises:
+          CheckpointError: ``best_metric`` is none of the metrics.
+        """
+        if self._metric and metrics and self._metric not in metrics:
+            raise CheckpointError(
+                f"config.checkpoint.best_metric={self._metric!r} is none of the metrics: "
+                f"{', '.join(sorted(metrics))}."
+            )
         best = {self._metric: metrics[self._metric]} if self._metric in metrics else None
         self._manager.save(
             step,

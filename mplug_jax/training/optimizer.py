@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mplug_jax.config import ConfigError
 from mplug_jax.training.state import path_name
 
 SETTINGS = ("lr", "weight_decay", "freeze")
@@ -34,7 +35,7 @@ def policies(params: Any, config: Mapping[str, Any]) -> Any:
     ``config.lr``, ``config.weight_decay`` and False hold.
 
     Raises:
-      ValueError: a pattern that is no regular expression, matches nothing, or an unknown setting.
+      ConfigError: a pattern that is no regular expression, matches nothing, or an unknown setting.
     """
     rules = _compiled(config["rules"])
     defaults = {"lr": config["lr"], "weight_decay": config["weight_decay"], "freeze": False}
@@ -52,7 +53,7 @@ def policies(params: Any, config: Mapping[str, Any]) -> Any:
     tree = jax.tree_util.tree_map_with_path(policy, params)
     unused = [pattern.pattern for pattern, _ in rules if pattern.pattern not in used]
     if unused:
-        raise ValueError(
+        raise ConfigError(
             f"config.optimizer.rules: pattern {unused[0]!r} matches no parameter. Paths look like "
             "'visual_encoder/blocks/mlp/up/kernel'; top-level names: " + ", ".join(params) + "."
         )
@@ -66,14 +67,14 @@ def _compiled(
     for pattern, settings in rules:
         unknown = sorted(set(settings) - set(SETTINGS))
         if unknown:
-            raise ValueError(
+            raise ConfigError(
                 f"config.optimizer.rules: {pattern!r} sets {unknown[0]!r}; "
                 f"settings are: {', '.join(SETTINGS)}."
             )
         try:
             compiled.append((re.compile(pattern), dict(settings)))
         except re.error as error:
-            raise ValueError(
+            raise ConfigError(
                 f"config.optimizer.rules: {pattern!r} is no regular expression ({error})."
             ) from error
     return compiled

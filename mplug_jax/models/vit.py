@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from mplug_jax.models.config import VisionConfig
-from mplug_jax.models.layers import MLP, Array, Attention, kernel_init, layer_norm, layer_stack
+from mplug_jax.models.layers import (
+    MLP,
+    Array,
+    Attention,
+    kernel_init,
+    layer_norm,
+    layer_stack,
+    zeros_init,
+)
 
 
 def normalise(image: Array, config: VisionConfig) -> Array:
@@ -80,12 +88,19 @@ class ConvStem(nn.Module):
                 kernel_init=nn.with_logical_partitioning(
                     nn.initializers.he_normal(), (None, None, "patch", "embed")
                 ),
+                bias_init=zeros_init("embed"),
                 name=f"conv_{i}",
             )(x)
             # No norm here: it would blow the noise of a plain background up to full size.
             x = jax.nn.gelu(x)
         init = kernel_init(self.config.width**-0.5, "patch", "embed")
-        return nn.Dense(self.config.width, dtype=self.dtype, kernel_init=init, name="project")(x)
+        return nn.Dense(
+            self.config.width,
+            dtype=self.dtype,
+            kernel_init=init,
+            bias_init=zeros_init("embed"),
+            name="project",
+        )(x)
 
 
 class ViT(nn.Module):

@@ -28,12 +28,15 @@ def setting():
     """(decoder parameters, memory, mask): tokens of any kind are likely, [CLS] and padding most."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(functools.partial(init_params, CONFIG), jax.random.key(0))
-    decoder = jax.tree.map(
-        lambda x: rng.normal(size=x.shape).astype(np.float32),
-        nn.meta.unbox(shapes["decoder"]),
-    )
+
+    def fill(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        spread = {"scale": 0.2, "bias": 0.1, "kernel": 0.6}.get(path[-1].key, 1.0)
+        return (mean + spread * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    decoder = jax.tree_util.tree_map_with_path(fill, nn.meta.unbox(shapes["decoder"]))
     decoder["head"]["bias"][[PAD, CLS]] = 50
-    decoder["head"]["bias"][SEP] = 4
+    decoder["head"]["bias"][SEP] = 3
     memory = rng.normal(size=(ROWS, 4, CONFIG.text.width)).astype(np.float32)
     mask = rng.random((ROWS, 4)) < 0.7
     mask[:, 0] = True

@@ -1,6 +1,5 @@
 """The decoder against NumPy, and its cache against itself without one."""
 
-import jax
 import numpy as np
 import pytest
 

@@ -114,27 +114,30 @@ def test_temperature_is_clipped_only_when_asked(small, limits, used):
     assert got == pytest.approx(used)
 
 
-def gradients(config, params, compiled, method, *args):
-    """(jitted function of parameters -> loss and gradients, its Jaxpr as text) of one part."""
+def loss_and_grads(config, method, *args):
+    """The function parameters -> (loss, gradients) of one part of the model."""
 
     def loss(params):
         out = MPlug(config).apply({"params": params}, *args, method=method)
         return sum(jnp.mean(x**2) for x in jax.tree.leaves(out))
 
-    step = jax.value_and_grad(loss)
-    return compiled(step)(params), str(jax.make_jaxpr(step)(params)).count("dot_general")
+    return jax.value_and_grad(loss)
+
+
+def matrix_products(function, params):
+    return str(jax.make_jaxpr(function)(params)).count("dot_general")
 
 
 @pytest.fixture(scope="module")
 def decoder_step(small, params_of, compiled):
-    """changes -> loss, gradients and number of matrix products of the decoder, a scan."""
+    """changes -> ((loss, gradients), number of matrix products) of the decoder, a scan."""
     memory = np.random.default_rng(0).normal(size=(2, 3, small.text.width)).astype(np.float32)
     ids, mask = np.array([[2, 9, 14, 3], [2, 7, 5, 11]]), np.ones((2, 3), bool)
     params = {name: params_of(small)[name] for name in ("decoder", "temperature")}
 
     def step(**changes):
-        config = small.replace(**changes)
-        return gradients(config, params, compiled, "decode", ids, memory, mask)
+        function = loss_and_grads(small.replace(**changes), "decode", ids, memory, mask)
+        return compiled(function)(params), matrix_products(function, params)
 
     return step
 
@@ -163,24 +166,33 @@ def test_unrolling_the_scan_changes_no_number(decoder_step, plain_decoder_step):
     assert_same_step(decoder_step(scan_unroll=2)[0], plain_decoder_step[0])
 
 
-def test_remat_of_fusion_layers(small, params_of, compiled):
+@pytest.fixture(scope="module")
+def fusion_step(small, params_of):
+    """(config, remat) -> (its loss and gradients as a function, parameters)."""
     rng = np.random.default_rng(0)
     image, text = (rng.normal(size=(2, n, small.text.width)).astype(np.float32) for n in (3, 4))
-    params = {name: params_of(small)[name] for name in ("fusion", "temperature")}
-    (plain, few), (full, many) = (
-        gradients(
-            small.replace(remat=policy),
-            params,
-            compiled,
-            "fuse",
-            image,
-            text,
-            np.ones((2, 4), bool),
-        )
-        for policy in ("none", "full")
+
+    def step(config, remat):
+        params = {name: params_of(config)[name] for name in ("fusion", "temperature")}
+        mask = np.ones((2, 4), bool)
+        return loss_and_grads(config.replace(remat=remat), "fuse", image, text, mask), params
+
+    return step
+
+
+@pytest.mark.parametrize("schedule", ["asymmetric", "connected", "co_attention"])
+def test_every_kind_of_fusion_layer_is_recomputed(small, fusion_step, schedule):
+    config = small.replace(fusion={"schedule": schedule, "depth": 1})
+    counts = [matrix_products(*fusion_step(config, remat)) for remat in ("none", "full")]
+    assert counts[0] < counts[1]
+
+
+def test_remat_of_fusion_layers_changes_no_number(small, fusion_step, compiled):
+    plain, full = (
+        compiled(function)(params)
+        for function, params in (fusion_step(small, remat) for remat in ("none", "full"))
     )
     assert_same_step(full, plain)
-    assert many > few
 
 
 def test_dropout_is_where_the_original_has_it(small, params_of, compiled):

@@ -1,6 +1,5 @@
 """The text encoder against NumPy, and what padding may not do."""
 
-import jax
 import numpy as np
 import pytest
 

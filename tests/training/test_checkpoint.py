@@ -1,0 +1,239 @@
+"""Checkpoints: bitwise restores, what is kept, and what a user is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mplug_jax.data.pipeline import TrainIterator, train_iterator
+from mplug_jax.data.sources.scenes import Scenes
+from mplug_jax.objectives.itc import init_queue
+from mplug_jax.training.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    find_checkpoint,
+    load_params,
+    saved_config,
+)
+from mplug_jax.training.state import TrainState, create_state
+
+SETTINGS = {"keep_last": 2, "best_metric": "", "best_mode": "max"}
+BEST = {"keep_last": 2, "best_metric": "retrieval/r_mean", "best_mode": "max"}
+# Values that a conversion on the way to disk would change.
+AWKWARD = np.array([np.nan, -0.0, np.inf, 1e-42, 1 + 2**-23], np.float32)
+
+
+def params(width: int = 3) -> dict[str, Any]:
+    kernel = jax.random.normal(jax.random.key(1), (5, width))
+    return {"head": {"kernel": kernel, "bias": jnp.asarray(AWKWARD)}, "temperature": jnp.ones(())}
+
+
+def make_state(tree: dict[str, Any], step: int = 0) -> TrainState:
+    extra = init_queue(jax.random.key(2), 6, 4)
+    state = create_state(tree, optax.adamw(1e-3), extra, seed=9, momentum=True)
+    return state.replace(
+        step=jnp.int32(step), momentum_params=jax.tree.map(lambda x: x * 0.5, tree)
+    )
+
+
+def abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def example(record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"image_id": np.int32(record["image_id"]), "draw": np.float32(rng.random())}
+
+
+def iterator() -> TrainIterator:
+    source = Scenes("easy", "train", size=32)
+    return train_iterator([(source, 1.0)], example, seed=3, batch_size=5, threads=0)
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, settings: dict[str, Any]):
+    with contextlib.closing(Checkpointer(workdir, settings)) as checkpointer:
+        yield checkpointer
+
+
+def write(workdir: Path, tree: dict[str, Any], step: int = 3) -> None:
+    with opened(workdir, SETTINGS) as checkpointer:
+        checkpointer.save(step, make_state(tree, step), iterator(), {})
+
+
+def kept(workdir: Path) -> set[int]:
+    return {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A workdir with one checkpoint, of step 3."""
+    workdir = tmp_path_factory.mktemp("run")
+    write(workdir, params())
+    (workdir / "config.json").write_text(json.dumps({"seed": 9}))
+    return workdir
+
+
+def test_restores_every_bit_and_the_place_in_the_data(tmp_path):
+    state, data = make_state(params(), 7), iterator()
+    for _ in range(9):  # beyond the first epoch
+        next(data)
+    with opened(tmp_path, SETTINGS) as checkpointer:
+        checkpointer.save(7, state, data, {})
+        following = next(data)  # drawn after the save: not part of it
+    fresh = iterator()
+    with opened(tmp_path, SETTINGS) as checkpointer:
+        assert checkpointer.latest_step() == 7
+        restored = checkpointer.restore(7, abstract(state), fresh)
+    assert_same_bits(restored, state)
+    batch = next(fresh)
+    assert all(np.array_equal(batch[name], following[name]) for name in following)
+    assert not np.array_equal(batch["draw"], next(iterator())["draw"])
+
+
+def test_restores_in_the_shardings_asked_for(run):
+    mesh = jax.make_mesh((8,), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = make_state(params(), 3)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), state)
+    with opened(run, SETTINGS) as checkpointer:
+        restored = checkpointer.restore(3, wanted, iterator())
+    assert_same_bits(restored, state)
+    assert all(leaf.sharding == split for leaf in jax.tree.leaves(restored))
+
+
+def test_no_checkpoint_has_no_latest_step(tmp_path):
+    with opened(tmp_path, SETTINGS) as checkpointer:
+        assert checkpointer.latest_step() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {2, 4, 5}),  # 2 is the best
+        ({"best_mode": "min"}, {1, 4, 5}),
+        ({"keep_last": 1}, {2, 5}),
+        ({"best_metric": ""}, {4, 5}),
+    ],
+)
+def test_keeps_the_newest_and_the_best(tmp_path, changes, expected):
+    settings = BEST | changes
+    scores = {1: 0.1, 2: 0.9, 3: 0.5, 4: None, 5: 0.3}  # step 4 was not evaluated
+    state, data = make_state(params()), iterator()
+    with opened(tmp_path, settings) as checkpointer:
+        for step, score in scores.items():
+            metrics = {} if score is None else {"retrieval/r_mean": score, "caption/words": 1.0}
+            checkpointer.save(step, state, data, metrics)
+            checkpointer.wait()
+            assert step in kept(tmp_path)  # the newest is never deleted, however bad
+    assert kept(tmp_path) == expected
+
+
+def test_what_is_kept_is_remembered_by_a_resumed_run(tmp_path):
+    state, data = make_state(params()), iterator()
+    settings = BEST | {"keep_last": 1}
+    for step, score in {1: 0.9, 2: 0.5, 3: 0.4}.items():
+        with opened(tmp_path, settings) as checkpointer:
+            checkpointer.save(step, state, data, {"retrieval/r_mean": score})
+    assert kept(tmp_path) == {1, 3}
+
+
+def test_saves_without_metrics_though_a_best_is_wanted(tmp_path):
+    state, data = make_state(params()), iterator()
+    with opened(tmp_path, BEST) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, state, data, {})
+    assert kept(tmp_path) == {2, 3}
+
+
+def test_metrics_without_the_best_one_are_refused(tmp_path):
+    with (
+        opened(tmp_path, BEST) as checkpointer,
+        pytest.raises(CheckpointError, match=r"'retrieval/r_mean' is none of .*caption/words"),
+    ):
+        checkpointer.save(1, make_state(params()), iterator(), {"caption/words": 2.0})
+
+
+@pytest.mark.parametrize("change", ["shape", "new parameter", "lost parameter", "no teacher"])
+def test_restoring_another_model_names_the_folder(run, change):
+    tree = params(4 if change == "shape" else 3)
+    if change == "new parameter":
+        tree["bridge"] = jnp.zeros(2)
+    if change == "lost parameter":
+        del tree["temperature"]
+    state = make_state(tree)
+    if change == "no teacher":
+        state = state.replace(momentum_params=None)
+    with opened(run, SETTINGS) as checkpointer, pytest.raises(CheckpointError) as error:
+        checkpointer.restore(3, abstract(state), iterator())
+    assert str(run / "checkpoints") in str(error.value)
+    assert "step 3" in str(error.value)
+    assert "init_from" in str(error.value)
+
+
+def test_loads_parameters_alone(run):
+    loaded, folder = load_params(run, abstract(params()))
+    assert_same_bits(loaded, params())
+    assert folder == run / "checkpoints" / "3"
+
+
+def test_parameters_that_differ_are_all_listed(run):
+    other = {"head": {"kernel": jnp.zeros((5, 4)), "scale": jnp.zeros(2)}, "bridge": jnp.zeros(1)}
+    with pytest.raises(CheckpointError) as error:
+        load_params(run, abstract(other))
+    first, *lines = str(error.value).splitlines()
+    assert str(run / "checkpoints" / "3") in first
+    assert [line.strip() for line in lines] == [
+        "only in the checkpoint: head/bias",
+        "only in the checkpoint: temperature",
+        "only in the model: bridge",
+        "only in the model: head/scale",
+        "head/kernel: (5, 3) in the checkpoint, (5, 4) in the model",
+    ]
+
+
+def test_a_checkpoint_without_readable_parameters(tmp_path):
+    (tmp_path / "checkpoints" / "4" / "state").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 holds no readable parameters"):
+        load_params(tmp_path, abstract(params()))
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/3"])
+def test_finds_a_checkpoint_by_any_of_its_folders(run, part):
+    assert find_checkpoint(run / part) == run / "checkpoints" / "3"
+    assert find_checkpoint(str(run / part)) == run / "checkpoints" / "3"
+    assert saved_config(run / part) == {"seed": 9}
+
+
+def test_finds_the_newest_by_number(tmp_path):
+    for name in ("900", "1000", "1100.orbax-checkpoint-tmp-0"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert find_checkpoint(tmp_path).name == "1000"
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_no_checkpoint_there(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError) as error:
+        find_checkpoint(tmp_path / name)
+    assert f"config.init_from={tmp_path / name}" in str(error.value)
+    assert "workdir" in str(error.value)
+
+
+def test_a_checkpoint_without_a_config(tmp_path):
+    (tmp_path / "checkpoints" / "1" / "state").mkdir(parents=True)
+    assert saved_config(tmp_path) is None

@@ -13,7 +13,7 @@ VAL = {"kind": "retrieval", "path": "val.json"}
 
 
 def get_config() -> ConfigDict:
-    """A 6M-parameter mPLUG at 112 px."""
+    """A 3M-parameter mPLUG at 112 px."""
     config = defaults("tiny")
     config.total_steps = 3000
     config.batch_size = 64
@@ -24,15 +24,16 @@ def get_config() -> ConfigDict:
         {
             "image_size": (112, 112),
             "patch_size": (16, 16),
-            "width": 192,
+            "width": 128,
             "depth": 4,
-            "heads": 6,
-            "mlp_dim": 768,
+            "heads": 4,
+            "mlp_dim": 512,
         }
     )
     config.model.text.update(
-        {"vocab_size": 0, "width": 192, "heads": 6, "mlp_dim": 768, "dropout": 0.1}
+        {"vocab_size": 0, "width": 128, "heads": 4, "mlp_dim": 512, "init_std": 0.08}
     )
+    config.model.fusion.update({"depth": 2, "stride": 1})
     config.model.embed_dim = 128
     config.model.scan_unroll = 4
     with config.objectives.unlocked():
@@ -40,10 +41,10 @@ def get_config() -> ConfigDict:
             {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 3000}
         )
         config.objectives.itc.update({"alpha": 0.4, "queue_size": 2048})
-        config.objectives.itm.fraction = 0.5
+        config.objectives.itm.fraction = 0.25
         config.objectives.prefix.empty_rate = 0.5
     config.optimizer.update(
-        {"lr": 8e-4, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 150, "warmup_lr": 0.0}
+        {"lr": 1e-3, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 150, "warmup_lr": 0.0}
     )
     config.data.update(
         {

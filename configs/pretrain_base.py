@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     config = defaults("base")
     config.batch_size = 1024
     config.total_steps = EPOCHS * PAIRS // config.batch_size
+    # bf16 and clipping are ours: the official recipes have them for VQA alone.
     config.model.dtype = "bfloat16"
+    config.optimizer.clip_norm = 1.0
     config.model.remat = "dots_no_batch"
     config.model.temperature_range = (0.001, 0.5)
     config.objectives.alpha_ramp_steps = PAIRS // config.batch_size

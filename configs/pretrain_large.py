@@ -16,6 +16,6 @@ def get_config() -> ConfigDict:
     config.model.fusion.update(dataclasses.asdict(large.fusion))
     config.model.vision.image_size = (224, 224)
     config.optimizer.lr = 5e-5
-    config.optimizer.min_lr = 1e-6
+    config.optimizer.min_lr = 2e-6
     config.optimizer.rules = ((r"^visual_encoder/", {"lr": 5e-6}), *config.optimizer.rules[1:])
     return config

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +69,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     first = jax.process_index() == 0
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    task = build_task(config, workdir)
+    with config_errors():
+        task = build_task(config, workdir)
+        evaluators = task.evaluators(mesh)
     program = _program(config, task, mesh)
     with contextlib.ExitStack() as stack:
         iterator = stack.enter_context(contextlib.closing(_iterator(config, task)))
@@ -84,7 +85,6 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             step_fn, flops = compiling.result()
         if first:
             save_config(config, workdir)
-        evaluators = task.evaluators(mesh)
         writer = stack.enter_context(
             contextlib.closing(MetricsWriter(workdir, start, enabled=first))
         )

@@ -1,58 +1,361 @@
-"""The loop end to end, on the real quickstart config made small."""
+"""The loop: its order, what it writes, and what a mistake in config or data says.
+
+The step is replaced by one that compiles nothing; test_resume.py trains for real.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import quickstart
+from configs import flickr8k, quickstart
 from mplug_jax import train as train_lib
-from mplug_jax.config import ConfigError, retrieval_eval
+from mplug_jax.config import ConfigError
+from mplug_jax.data.pipeline import TrainIterator
 from mplug_jax.data.records import SourceError
 from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.train import NonFiniteError, train
-from mplug_jax.training.checkpoint import CheckpointError
+from mplug_jax.training.checkpoint import Checkpointer, CheckpointError
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.sharding import MeshError
 
-STEPS = 6
-RATES = ("train/images_per_second", "train/model_flops_per_second", "train/steps_per_second")
+ROOT = Path(__file__).resolve().parents[1]
+TERMS = ("loss", "loss_itc", "loss_itm", "grad_norm")
 
 
-def shrunk() -> ConfigDict:
-    """The quickstart with dropout, teacher and queue on, small enough to compile in seconds."""
-    config = quickstart.get_config()
-    config.update({"total_steps": STEPS, "batch_size": 8})
-    config.update({"log_every": 1, "eval_every": 3, "checkpoint_every": 3})
-    config.model.vision.update({"width": 32, "depth": 2, "heads": 2, "mlp_dim": 64})
-    config.model.vision.attention_dropout = 0.1
-    config.model.text.update({"width": 32, "depth": 2, "heads": 2, "mlp_dim": 64})
-    config.model.text.update({"dropout": 0.1, "attention_dropout": 0.1})
-    config.model.update({"embed_dim": 16, "scan_unroll": 1})
-    config.objectives.update({"momentum": 0.9, "alpha_ramp_steps": 4})
-    config.objectives.itc.update({"alpha": 0.4, "queue_size": 24})
-    config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
-    config.optimizer.warmup_steps = 2
-    config.data.train = ({**config.data.train[0], "size": 64},)
-    config.data.tokenizer.vocab_size = 128
-    config.evals.retrieval.update({"limit": 16, "rerank": 4})
-    config.evals.caption.update({"limit": 8, "max_length": 6})
+def shrunk(config: ConfigDict | None = None) -> ConfigDict:
+    """A config with the smallest of models, four steps, and a line, a save, a judgement each two."""
+    config = config or quickstart.get_config()
+    config.update({"total_steps": 4, "batch_size": 8})
+    config.update({"log_every": 1, "eval_every": 2, "checkpoint_every": 2})
+    config.model.vision.update({"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16})
+    config.model.text.update({"width": 16, "depth": 1, "heads": 2, "mlp_dim": 16})
+    config.model.decoder.depth = 1
+    config.model.fusion.depth = 2
+    config.model.update({"embed_dim": 8, "scan_unroll": 1})
+    if config.data.train[0]["kind"] == "scenes":
+        config.data.train = ({**config.data.train[0], "size": 64},)
+        config.data.tokenizer.vocab_size = 128
     return config
 
-def test_x(tmp_path):
-    t=time.time(); train(shrunk(), str(tmp_path)); print("T", time.time()-t)
-    t=time.time(); train(shrunk(), str(tmp_path/"b")); print("T", time.time()-t)
-    os.system(f"find {tmp_path}; cat {tmp_path}/results.json; head -3 {tmp_path}/metrics.jsonl")
+
+class Recorder:
+    """Stands for the compiled step and the evaluators, and keeps what happened.
+
+    Attributes:
+      events: (what, step) in order.
+      images: image_id of each batch.
+      teachers: whether the teacher equalled the parameters, at each step.
+      broken: step at which the ITM loss is not a number.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.images: list[list[int]] = []
+        self.teachers: list[bool] = []
+        self.broken = -1
+
+    def compile(self, *_: Any) -> tuple[Callable[..., Any], int]:
+        return self.step, 1000
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        number = int(state.step) + 1
+        self.events.append(("step", number))
+        self.images.append(np.asarray(batch["image_id"]).tolist())
+        if state.momentum_params is not None:
+            pairs = zip(*map(jax.tree.leaves, (state.params, state.momentum_params)), strict=True)
+            self.teachers.append(all(np.array_equal(a, b) for a, b in pairs))
+        metrics = {name: np.float32(number) for name in TERMS}
+        if number == self.broken:
+            metrics |= {"loss": np.float32(np.nan), "loss_itm": np.float32(np.nan)}
+        return state.replace(step=state.step + 1), metrics
+
+    def evaluators(self, *_: Any) -> dict[str, Callable[..., Any]]:
+        return {"retrieval": self.judge}
+
+    def judge(self, params: Any, samples: Path | None) -> dict[str, float]:
+        self.events.append(("evaluate", samples is not None))
+        return {"txt_r1": 50.0}
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Nothing is compiled for the step, nothing is evaluated, and what happens is recorded."""
+    recorder = Recorder()
+    save, draw = Checkpointer.save, TrainIterator.__next__
+
+    def recorded_save(self, step, state, iterator, metrics):
+        recorder.events.append(("save", (step, dict(metrics))))
+        save(self, step, state, iterator, metrics)
+
+    def recorded_draw(self):
+        recorder.events.append(("draw", None))
+        return draw(self)
+
+    monkeypatch.setattr(train_lib, "_compile", recorder.compile)
+    monkeypatch.setattr(Pretrain, "evaluators", recorder.evaluators)
+    monkeypatch.setattr(Checkpointer, "save", recorded_save)
+    monkeypatch.setattr(TrainIterator, "__next__", recorded_draw)
+    return recorder
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def digest(workdir: Path) -> str:
+    return json.loads((workdir / "results.json").read_text())["params_sha256"]
+
+
+def test_the_order_of_a_step_never_changes(recorder, tmp_path):
+    config = shrunk()
+    config.eval_every = 4
+    config.total_steps = 5
+    train(config, str(tmp_path))
+    judged = {"retrieval/txt_r1": 50.0}
+    assert recorder.events == [
+        ("draw", None),
+        ("step", 1),
+        ("draw", None),
+        ("step", 2),
+        # Not judged at this step: no metric may speak for this checkpoint.
+        ("save", (2, {})),
+        ("draw", None),
+        ("step", 3),
+        ("draw", None),
+        ("step", 4),
+        ("evaluate", False),
+        ("save", (4, judged)),
+        ("draw", None),
+        ("step", 5),
+        # The end is always judged, with pictures, and saved.
+        ("evaluate", True),
+        ("save", (5, judged)),
+    ]
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5, 5]
+    assert json.loads((tmp_path / "results.json").read_text())["retrieval/txt_r1"] == 50.0
+
+
+def test_zero_means_never(recorder, tmp_path):
+    config = shrunk()
+    config.update({"log_every": 0, "eval_every": 0, "checkpoint_every": 0})
+    train(config, str(tmp_path))
+    assert [event for event in recorder.events if event[0] == "evaluate"] == [("evaluate", True)]
+    assert saved_steps(tmp_path) == [4]
+    # The last step is told all the same.
+    assert [line["step"] for line in read_metrics(tmp_path)] == [4, 4]
+
+
+def test_a_longer_run_goes_on_with_the_next_batch(recorder, tmp_path):
+    config = shrunk()
+    config.total_steps = 10
+    train(config, str(tmp_path / "whole"))
+    whole, recorder.images = recorder.images, []
+    for steps in (4, 10):
+        config.total_steps = steps
+        train(config, str(tmp_path / "parts"))
+    assert recorder.images == whole
+    assert len({tuple(batch) for batch in whole}) == 10
+    with pytest.raises(ConfigError, match=r"total_steps=6, but .*checkpoints has reached step 10"):
+        config.total_steps = 6
+        train(config, str(tmp_path / "parts"))
+
+
+def test_nan_names_step_and_term_and_saves_nothing_after(recorder, tmp_path):
+    config = shrunk()
+    config.update({"total_steps": 9, "eval_every": 1, "checkpoint_every": 1})
+    recorder.broken = 4
+    with pytest.raises(NonFiniteError, match=r"step 4: loss=nan, loss_itm=nan\."):
+        train(config, str(tmp_path))
+    # What was under way is complete: the newest checkpoint is of the step before.
+    assert saved_steps(tmp_path)[-1] == 3
+    assert all((tmp_path / f"checkpoints/{s}/state").is_dir() for s in saved_steps(tmp_path))
+    assert max(line["step"] for line in read_metrics(tmp_path)) == 3
+    # A broken model is not judged.
+    assert [e for e in recorder.events if e[0] == "evaluate"] == [("evaluate", False)] * 3
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_init_from_starts_at_step_0_with_the_parameters_of_another_run(recorder, tmp_path):
+    first = shrunk()
+    train(first, str(tmp_path / "first"))
+    second = shrunk()
+    second.seed = 1
+    second.objectives.momentum = 0.9
+    train(second, str(tmp_path / "alone"))
+    assert digest(tmp_path / "alone") != digest(tmp_path / "first")
+    # The same words: each run trains its tokenizer on its own captions.
+    second.data.tokenizer.path = str(tmp_path / "first" / "tokenizer.model")
+    second.init_from = str(tmp_path / "first")
+    recorder.events.clear()
+    recorder.teachers.clear()
+    train(second, str(tmp_path / "second"))
+    assert digest(tmp_path / "second") == digest(tmp_path / "first")
+    assert [step for what, step in recorder.events if what == "step"] == [1, 2, 3, 4]
+    # The teacher starts from the same parameters, not from a random start of its own.
+    assert recorder.teachers == [True] * 4
+
+
+def test_init_from_nowhere_is_told(recorder, tmp_path):
+    config = shrunk()
+    config.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"init_from=.*nowhere: no checkpoint there"):
+        train(config, str(tmp_path / "run"))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_told_before_anything(tmp_path):
+    config = shrunk()
+    config.batch_size = 12
+    with pytest.raises(MeshError, match=r"batch_size=12 does not divide over 8 devices"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_patch_size_is_told(tmp_path):
+    config = shrunk()
+    config.model.vision.patch_size = (5, 5)
+    with pytest.raises(ConfigError, match=r"patch_size=\(5, 5\) does not divide"):
+        train(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": ({"kind": "scene", "level": "easy"},)}, "unknown kind of data source 'scene'"),
+        ({"train": ({"kind": "scenes", "level": "easy"},)}, "needs 'split'"),
+        ({"tokenizer": {"kind": "bpe"}}, "tokenizer.kind is 'bpe'"),
+        ({"tokenizer": {"vocab_size": 3}}, "vocab_size is 3"),
+    ],
+)
+def test_what_the_data_refuses_is_a_mistake_in_the_config(tmp_path, change, said):
+    config = shrunk()
+    config.data.update(change)
+    with pytest.raises(ConfigError, match=said):
+        train(config, str(tmp_path))
+
+
+def photos(folder: Path, count: int, bad: int = 0, captions: list[str] | None = None) -> Path:
+    """A data root with train.json and val.json; the first ``bad`` pictures cannot be decoded."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+        if index < bad:
+            path.write_bytes(b"not a picture")
+    texts = captions or ["a red dog runs", "two cats sleep on a blue mat"]
+    items = [{"image": f"{index}.png", "caption": texts} for index in range(count)]
+    for name in ("train", "val"):
+        (folder / f"{name}.json").write_text(json.dumps(items))
+    return folder
+
+
+def on_photos(root: Path | None) -> ConfigDict:
+    config = shrunk(flickr8k.get_config())
+    config.model.vision.update({"image_size": (16, 16), "patch_size": (8, 8)})
+    config.objectives.itc.queue_size = 16
+    config.data.root = None if root is None else str(root)
+    config.data.tokenizer.vocab_size = 60
+    config.checkpoint.best_metric = ""
+    return config
+
+
+@pytest.mark.parametrize("root", [None, "nowhere"])
+def test_a_missing_data_root_is_told(tmp_path, root):
+    with pytest.raises(SourceError, match=r"config\.data\.root is"):
+        train(on_photos(root and tmp_path / root), str(tmp_path / "run"))
+
+
+def test_an_empty_split_is_told(tmp_path):
+    root = photos(tmp_path / "photos", 4)
+    (root / "train.json").write_text("[]")
+    with pytest.raises(SourceError, match=r"train\.json: the list is empty"):
+        train(on_photos(root), str(tmp_path / "run"))
+
+
+def test_a_missing_evaluation_file_is_told_before_training(monkeypatch, tmp_path):
+    monkeypatch.setattr(train_lib, "_compile", lambda *_: pytest.fail("compiled before"))
+    root = photos(tmp_path / "photos", 4)
+    (root / "val.json").unlink()
+    with pytest.raises(SourceError, match=r"there is no file .*val\.json"):
+        train(on_photos(root), str(tmp_path / "run"))
+
+
+def test_too_many_bad_pictures_stop_the_run(recorder, tmp_path):
+    config = on_photos(photos(tmp_path / "photos", 20, bad=4))
+    config.update({"total_steps": 4, "batch_size": 64})
+    config.data.max_bad_fraction = 0.05
+    with pytest.raises(SourceError, match=r"records read could not be used, more than data\.max_b"):
+        train(config, str(tmp_path / "run"))
+
+
+def test_a_few_bad_pictures_are_skipped_counted_and_named(recorder, tmp_path, caplog):
+    config = on_photos(photos(tmp_path / "photos", 20, bad=4))
+    config.update({"total_steps": 4, "batch_size": 64})
+    config.data.max_bad_fraction = 0.4
+    train(config, str(tmp_path / "run"))
+    counted = [line["train/bad_records"] for line in read_metrics(tmp_path / "run")[:1]]
+    assert counted[0] > 0
+    named = {word for r in caplog.records for word in r.getMessage().split() if ".png" in word}
+    assert {Path(name.strip(":'")).name for name in named} == {f"{i}.png" for i in range(4)}
+    # Every row of every batch is a good picture's: bad ones are replaced, not blanked.
+    assert {i for batch in recorder.images for i in batch} == set(range(4, 20))
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("totl_steps=5", "'total_steps'"), ("data.tokenizer.kind=bpe", "tokenizer.kind is 'bpe'")],
+)
+def test_the_command_ends_with_one_message(tmp_path, override, said):
+    result = command(
+        *("-m", "mplug_jax.train", "--config=configs/quickstart.py"),
+        *(f"--workdir={tmp_path}", f"--config.{override}"),
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_divergence_is_a_message_though_its_module_is_main(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "from mplug_jax.config import run_main\n"
+        "class NonFiniteError(FloatingPointError): pass\n"
+        "def main(config, workdir):\n"
+        "    raise NonFiniteError('step 3: loss=nan') if config.seed == 0 else ValueError('bug')\n"
+        "run_main(main)\n"
+    )
+    flags = ("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}")
+    told = command(str(script), *flags)
+    assert (told.returncode, told.stderr) == (2, "error: step 3: loss=nan\n")
+    bug = command(str(script), *flags, "--config.seed=1")
+    assert bug.returncode == 1
+    assert "Traceback" in bug.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ class Checkpointer:
     def __init__(self, workdir: str | Path, config: Mapping[str, Any]):
         policies: list[Any] = [LatestN(config["keep_last"])]
         metric = config["best_metric"]
+        # A run continued with another best_metric finds checkpoints without it.
+        worst = -math.inf if config["best_mode"] == "max" else math.inf
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            return metrics.get(metric, worst)
+
         if metric:
             policies.append(
                 BestN(
-                    get_metric_fn=lambda metrics: metrics[metric],
+                    get_metric_fn=rank,
                     reverse=config["best_mode"] == "min",
                     n=1,
                     keep_checkpoints_without_metrics=False,
@@ -43,6 +50,9 @@ class Checkpointer:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
+                # The policy decides; without this, Orbax would not write the metrics to disk, and
+                # a continued run would delete its best checkpoint.
+                best_fn=rank if metric else None,
                 cleanup_tmp_directories=True,
             ),
         )

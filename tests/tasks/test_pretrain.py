@@ -278,9 +278,13 @@ def test_fused_rows_are_the_separate_passes(plain, params, batch, call):
     ids = np.concatenate([batch["text_ids"], batch["text_ids"], batch["prefix_ids"]])
     ids[SIZE : SIZE + 2, 1] = plain.tokenizer.mask_id  # stands for the masked texts
     mask = np.concatenate([batch["text_mask"], batch["text_mask"], batch["prefix_mask"]])
-    encoded = plain._encode(params, batch["image"], ids, mask, None)
-    rows = plain._fused_rows(itm_key(), similarities(), batch)
-    outputs = plain._fused_outputs(params, encoded, jnp.asarray(mask), rows, batch, None)
+
+    def together(params, ids, mask, batch):
+        encoded = plain._encode(params, batch["image"], ids, mask, None)
+        rows = plain._fused_rows(itm_key(), similarities(), batch)
+        return plain._fused_outputs(params, encoded, mask, rows, batch, None)
+
+    outputs = compiled(together)(params, ids, mask, batch)
 
     sims = similarities()
     negatives = sample_negatives(

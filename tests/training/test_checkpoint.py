@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,15 @@ def test_what_is_kept_is_remembered_by_a_resumed_run(tmp_path):
     assert kept(tmp_path) == {1, 3}
 
 
+def test_a_resumed_run_may_ask_for_another_best(tmp_path):
+    state, data = make_state(params()), iterator()
+    for step, metric in {1: "retrieval/r_mean", 2: "caption/words", 3: "caption/words"}.items():
+        settings = BEST | {"keep_last": 1, "best_metric": metric}
+        with opened(tmp_path, settings) as checkpointer:
+            checkpointer.save(step, state, data, {metric: 9.0 / step})
+    assert kept(tmp_path) == {2, 3}
+
+
 def test_saves_without_metrics_though_a_best_is_wanted(tmp_path):
     state, data = make_state(params()), iterator()
     with opened(tmp_path, BEST) as checkpointer:
@@ -168,6 +178,8 @@ def test_metrics_without_the_best_one_are_refused(tmp_path):
         checkpointer.save(1, make_state(params()), iterator(), {"caption/words": 2.0})
 
 
+# Orbax leaves its other reads unfinished when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("change", ["shape", "new parameter", "lost parameter", "no teacher"])
 def test_restoring_another_model_names_the_folder(run, change):
     tree = params(4 if change == "shape" else 3)
@@ -183,6 +195,8 @@ def test_restoring_another_model_names_the_folder(run, change):
     assert str(run / "checkpoints") in str(error.value)
     assert "step 3" in str(error.value)
     assert "init_from" in str(error.value)
+    del error
+    gc.collect()  # lets go of those reads here, not in whatever test comes later
 
 
 def test_loads_parameters_alone(run):

@@ -1,0 +1,278 @@
+"""One update: accumulation, the teacher, random draws, kept state, and sharded against whole."""
+
+import functools
+import string
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs.quickstart import get_config
+from mplug_jax.tasks.pretrain import Pretrain
+from mplug_jax.training.optimizer import make_optimizer
+from mplug_jax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    place_local_batch,
+    replicated,
+    state_shardings,
+)
+from mplug_jax.training.state import TrainState, create_state
+from mplug_jax.training.step import make_train_step
+
+CONFIG = {
+    "lr": 1.0,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "warmup_steps": 0,
+    "warmup_lr": 0.0,
+    "min_lr": 0.0,
+    "rules": (),
+}
+PARAMS = {"w": np.array([0.5, -1.0, 2.0], np.float32), "b": np.float32(0.25)}
+TEACHER = {"w": np.array([1.0, 3.0, -2.0], np.float32), "b": np.float32(-1.0)}
+
+
+def toy_batch():
+    rng = np.random.default_rng(0)
+    valid = np.ones(8, bool)
+    valid[[1, 3, 4]] = False  # unequal numbers in the two micro-batches
+    return {
+        "x": rng.normal(size=(8, 3)).astype(np.float32),
+        "y": rng.normal(size=8).astype(np.float32),
+        "valid": valid,
+    }
+
+
+def squared_error(params, momentum_params, extra, batch, rng, step):
+    """Masked mean of a linear model's error; metrics show what else the loss was given."""
+    errors = (batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2
+    loss = jnp.where(batch["valid"], errors, 0.0).sum() / batch["valid"].sum()
+    draw = jax.random.uniform(rng)
+    metrics = {"draw": draw, "largest": batch["y"].max(), "step": jnp.asarray(step, jnp.float32)}
+    if momentum_params is not None:
+        metrics["teacher"] = momentum_params["w"].sum() + momentum_params["b"]
+    if extra is not None:
+        seen = jnp.append(batch["y"][0], draw)
+        extra = {
+            "rows": extra["rows"].at[extra["next"]].set(seen),
+            "next": extra["next"] + 1,
+        }
+    return loss, extra, metrics
+
+
+def numpy_loss_and_grads(batch):
+    """The toy loss at PARAMS and its gradient, in float64."""
+    x, y = batch["x"].astype(np.float64), batch["y"].astype(np.float64)
+    errors = (x @ PARAMS["w"] + PARAMS["b"] - y) * batch["valid"]
+    count = batch["valid"].sum()
+    grads = {"w": 2 * errors @ x / count, "b": 2 * errors.sum() / count}
+    return (errors**2).sum() / count, grads
+
+
+def toy_state(step=0, seed=0, teacher=None, extra=None):
+    # Plain gradient descent of rate 1: parameters move by the gradient itself.
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
+        params=params,
+        opt_state=optax.sgd(1.0).init(params),
+        momentum_params=teacher,
+        extra=extra,
+    )
+
+
+@functools.cache
+def toy_program(accumulate, warmup, frozen):
+    step = make_train_step(
+        squared_error,
+        optax.sgd(1.0),
+        CONFIG | {"rules": tuple((name, {"freeze": True}) for name in frozen)},
+        total_steps=10,
+        accumulate=accumulate,
+        momentum=0.9,
+        momentum_warmup=warmup,
+    )
+    return jax.jit(step)
+
+
+def toy_step(state, accumulate=1, warmup=False, frozen=()):
+    with jax.set_mesh(make_mesh({"data": 1}, jax.devices()[:1])):
+        return toy_program(accumulate, warmup, frozen)(state, toy_batch())
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_batch_gives_its_gradient_loss_and_rate():
+    state, metrics = toy_step(toy_state(step=5))
+    loss, grads = numpy_loss_and_grads(toy_batch())
+    close(metrics["loss"], loss)
+    close(metrics["grad_norm"], np.sqrt((grads["w"] ** 2).sum() + grads["b"] ** 2))
+    close(metrics["learning_rate"], 0.5)  # half of the cosine from 1 to 0
+    assert metrics["step"] == 5 and state.step == 6
+    close(state.params["w"], PARAMS["w"] - grads["w"])
+    close(state.params["b"], PARAMS["b"] - grads["b"])
+
+
+def test_accumulated_gradients_and_metrics_are_means_over_micro_batches():
+    batch = toy_batch()
+    halves = [{k: v[i::2] for k, v in batch.items()} for i in range(2)]
+    losses, grads = zip(*map(numpy_loss_and_grads, halves), strict=True)
+    mean = {k: (grads[0][k] + grads[1][k]) / 2 for k in PARAMS}
+    assert abs(np.mean(losses) - numpy_loss_and_grads(batch)[0]) > 1e-3  # unlike one large batch
+
+    state, metrics = toy_step(toy_state(), accumulate=2)
+    close(state.params["w"], PARAMS["w"] - mean["w"])
+    close(state.params["b"], PARAMS["b"] - mean["b"])
+    close(metrics["loss"], np.mean(losses))
+    close(metrics["largest"], np.mean([half["y"].max() for half in halves]))
+    close(metrics["grad_norm"], np.sqrt((mean["w"] ** 2).sum() + mean["b"] ** 2))
+    assert state.step == 1
+
+
+def test_frozen_parameters_take_no_part():
+    state, metrics = toy_step(toy_state(), frozen=("w",))
+    _, grads = numpy_loss_and_grads(toy_batch())
+    np.testing.assert_array_equal(state.params["w"], PARAMS["w"])
+    close(state.params["b"], PARAMS["b"] - grads["b"])
+    close(metrics["grad_norm"], abs(grads["b"]))
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "decay"),
+    [(0, False, 0.9), (0, True, 1 / 10), (5, True, 6 / 15), (1000, True, 0.9)],
+)
+def test_teacher_moves_before_the_loss(step, warmup, decay):
+    state, metrics = toy_step(toy_state(step, teacher=TEACHER), warmup=warmup)
+    expected = {k: decay * TEACHER[k] + (1 - decay) * PARAMS[k] for k in PARAMS}
+    close(state.momentum_params["w"], expected["w"])
+    close(state.momentum_params["b"], expected["b"])
+    close(metrics["teacher"], expected["w"].sum() + expected["b"])
+
+
+def test_without_a_teacher_there_is_none():
+    state, metrics = toy_step(toy_state())
+    assert state.momentum_params is None
+    assert "teacher" not in metrics
+
+
+def test_random_draws_follow_seed_and_step_alone():
+    def draw(step, seed):
+        return float(toy_step(toy_state(step, seed))[1]["draw"])
+
+    assert draw(3, 0) == draw(3, 0)
+    assert len({draw(3, 0), draw(4, 0), draw(3, 1), draw(4, 1)}) == 4
+
+
+def test_extra_passes_through_micro_batches_in_order():
+    extra = {"rows": jnp.zeros((5, 2)), "next": jnp.asarray(0)}
+    state, metrics = toy_step(toy_state(extra=extra), accumulate=4)
+    assert state.extra["next"] == 4
+    rows = np.asarray(state.extra["rows"])
+    np.testing.assert_array_equal(rows[:, 0], [*toy_batch()["y"][:4], 0.0])
+    assert len(set(rows[:4, 1])) == 4  # each micro-batch draws afresh
+    close(metrics["draw"], rows[:4, 1].mean())
+
+
+def small_config(vocabulary):
+    config = get_config()
+    config.batch_size = 16
+    config.model.scan_unroll = 1
+    config.model.vision.update({"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64})
+    config.model.text.update({"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64})
+    config.model.fusion.update({"depth": 1, "stride": 1})
+    config.model.decoder.depth = 1
+    config.model.embed_dim = 16
+    config.objectives.momentum = 0.9
+    config.objectives.alpha_ramp_steps = 0
+    config.objectives.itm.fraction = 1.0
+    config.objectives.itc.update({"alpha": 0.4, "queue_size": 32})
+    config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
+    # Adam divides by the gradient's own size: the large eps keeps rounding in gradients that are
+    # zero but for it (biases of keys) from turning into full steps.
+    config.optimizer.update({"lr": 1e-2, "warmup_steps": 0, "eps": 1e-3})
+    config.data.tokenizer.update({"kind": "wordpiece", "path": vocabulary, "vocab_size": 0})
+    config.data.train = ({"kind": "scenes", "level": "easy", "split": "train", "cache": False},)
+    return config
+
+
+def pretrain_batch(task, size):
+    rng = np.random.default_rng(0)
+    source = task.sources[0][0]
+    examples = [task.make_example(source[i], rng) for i in range(size)]
+    batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    batch["image_id"][9] = batch["image_id"][2]  # one picture twice, on different devices
+    return batch | {"valid": np.arange(size) != 5, "bad": np.zeros(size, np.int32)}
+
+
+def pretrain_start(task):
+    """(optimizer, boxed shapes, state at step 0) of a task, on one device."""
+    config = task.config
+    rng = jax.random.key(config.seed)
+    boxed = jax.eval_shape(task.init_params, rng)
+    optimizer = make_optimizer(nn.meta.unbox(boxed), config.optimizer, config.total_steps)
+
+    def init():
+        extra = task.init_extra(rng)
+        return create_state(task.init_params(rng), optimizer, extra, config.seed, momentum=True)
+
+    return optimizer, boxed, jax.jit(init)()
+
+
+def pretrain_update(task, optimizer, boxed, state, mesh, batch):
+    """(state, metrics) after one compiled step on a mesh."""
+    shardings = state_shardings(state, boxed, mesh)
+    step = make_train_step(
+        task.loss,
+        optimizer,
+        task.config.optimizer.to_dict(),
+        total_steps=task.config.total_steps,
+        accumulate=1,
+        momentum=task.config.objectives.momentum,
+        momentum_warmup=False,
+    )
+    compiled = jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    with jax.set_mesh(mesh):
+        state = jax.device_put(state, shardings)
+        state, metrics = compiled(state, place_local_batch(batch, mesh))
+    return jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
+
+
+@pytest.mark.slow
+def test_pretraining_on_eight_devices_equals_one(tmp_path):
+    """Each device holds two pairs of sixteen, and still all are contrasted with all."""
+    letters = [prefix + c for c in string.ascii_lowercase for prefix in ("", "##")]
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    task = Pretrain(small_config(str(vocabulary)), str(tmp_path))
+    batch = pretrain_batch(task, 16)
+    start = pretrain_start(task)
+    single = make_mesh({"data": 1}, jax.devices()[:1])
+    one, one_metrics = pretrain_update(task, *start, single, batch)
+    eight, eight_metrics = pretrain_update(task, *start, make_mesh({"data": 8}), batch)
+
+    assert {"loss", "loss_itc", "loss_itm", "loss_mlm", "loss_prefix"} <= one_metrics.keys()
+    assert eight_metrics == pytest.approx(one_metrics, rel=1e-5)
+    for part in ("params", "momentum_params", "extra"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
+            getattr(eight, part),
+            getattr(one, part),
+        )
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, start[2].params)
+    assert max(jax.tree.leaves(moved)) > 1e-3  # a hundred times what is allowed to differ
+    assert one.extra.pointer == 15
+    np.testing.assert_array_equal(one.extra.ids[:15], batch["image_id"][batch["valid"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mplug_jax.config import ConfigError, defaults, model_config, save_config, validate
+from mplug_jax.config import RANGES, ConfigError, defaults, model_config, save_config, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 # Prints what the loop would get, without importing the loop.
@@ -66,6 +67,10 @@ def test_lasting_names_can_be_given_on_the_command_line(tmp_path):
         (["--config=configs/quickstart.py", "--config.totl_steps=5"], "'total_steps'"),
         (["--config=configs/quickstart.py", "--config.model.fusion.strid=2"], "fusion.stride"),
         (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size=many"),
+        # Spelt right, but of another group; after a space; below a value.
+        (["--config=configs/quickstart.py", "--config.lr=1"], "'optimizer.lr'"),
+        (["--config", "configs/quickstart.py", "--config.totl_steps", "5"], "'total_steps'"),
+        (["--config=configs/quickstart.py", "--config.data.root.x=1"], "'data.root'"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         ([], "--config="),
         (["--config=configs/quickstart.py", "total_steps=5"], "total_steps=5"),
@@ -79,13 +84,38 @@ def test_mistakes_on_the_command_line_are_one_message(tmp_path, arguments, said)
     assert "Traceback" not in result.stderr
 
 
-def test_a_config_file_that_fails_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("    return 1 / 0\n", ", line 3 failed: ZeroDivisionError: division by zero"),
+        ("    config = defaults('tiny')\n    config.totl_steps = 5\n", 'Did you mean "total_steps'),
+        ("    return defaults('tny')\n", "base, large, small, tiny"),
+        ("    return (\n", "SyntaxError"),
+    ],
+)
+def test_a_config_file_that_fails_is_named_with_its_line(tmp_path, body, said):
     broken = tmp_path / "broken.py"
-    broken.write_text("def get_config():\n    return 1 / 0\n")
+    broken.write_text(f"from mplug_jax.config import defaults\ndef get_config():\n{body}")
     result = run(tmp_path, f"--config={broken}", f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 2
-    assert "broken.py" in result.stderr
-    assert "ZeroDivisionError" in result.stderr or "division by zero" in result.stderr
+    assert result.stderr.startswith(f"error: The config file {broken}")
+    assert said in result.stderr
+    assert len(result.stderr) < 400  # the library would print the whole config
+
+
+def test_a_config_file_without_get_config_is_told(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("config = {}\n")
+    result = run(tmp_path, f"--config={broken}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 2
+    assert "it defines no get_config()" in result.stderr
+
+
+def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run(tmp_path, "--config=configs/quickstart.py", f"--workdir={tmp_path / 'file'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: --workdir={tmp_path / 'file'} cannot be made")
 
 
 def test_a_missing_workdir_is_asked_for(tmp_path):
@@ -130,6 +160,31 @@ def test_settings_that_cannot_work_are_named(path, value, said):
     with pytest.raises(ConfigError, match="config") as caught:
         validate(changed(path, value))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_every_number_has_its_range(key):
+    low, high = RANGES[key]
+    outside = [low - 1, *([high + 1] if high < math.inf else [])]
+    for value in outside:
+        with pytest.raises(ConfigError, match=f"config.{key} must .*, got {value}"):
+            validate(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "settings", "said"),
+    [
+        ("retrieval", {"rerank": 0}, "retrieval.rerank must be at least 1"),
+        ("retrieval", {"top": 3}, "see top"),
+        ("caption", {"limit": 0}, "caption.limit must be at least 1"),
+    ],
+)
+def test_evaluators_are_checked(evaluator, settings, said):
+    config = quickstart.get_config()
+    with config.evals.unlocked():
+        config.evals[evaluator].update(settings)
+    with pytest.raises(ConfigError, match=said):
+        validate(config)
 
 
 def test_all_objectives_off_is_an_error():

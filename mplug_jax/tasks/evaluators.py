@@ -248,14 +248,15 @@ class CaptionEvaluator:
                 if len(shown) < SHEET_ROWS:
                     shown.append(batch["image"][row])
         right: list[bool | None] = [None] * len(shown)
-        metrics = {"words": float(np.mean([len(caption.split()) for caption in captions]))}
         if hasattr(self._source, "layout"):
             layouts = [self._source.layout(i) for i in indices]
-            metrics |= attribute_accuracy(layouts, captions)
+            metrics = attribute_accuracy(layouts, captions)
             right = [
                 bool(attribute_accuracy([layouts[i]], [captions[i]])["attribute_accuracy"])
                 for i in range(len(shown))
             ]
+        else:
+            metrics = {"words": float(np.mean([len(caption.split()) for caption in captions]))}
         if samples is not None:
             sample_sheet(
                 samples / "captions.png", np.stack(shown), captions[: len(shown)], ok=right

@@ -220,5 +220,4 @@ def test_captions_are_the_greedy_ones_of_each_picture(
     assert shown[:10] == expected
     assert shown[10:] == expected
     assert results[0] == results[1]
-    assert results[0]["words"] == pytest.approx(np.mean([len(t.split()) for t in expected]))
     assert results[0]["attribute_accuracy"] == 0.0  # what a random model says is wrong

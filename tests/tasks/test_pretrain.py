@@ -369,7 +369,8 @@ def test_rematerialisation_changes_no_loss_and_no_gradient(build, params, batch,
 
     def gradient(task: Pretrain) -> Any:
         def loss(params):
-            return task.loss(params, None, None, batch, RNG, jnp.int32(0))[0]
+            arrays = jax.tree.map(jnp.asarray, batch)
+            return task.loss(params, None, None, arrays, RNG, jnp.int32(0))[0]
 
         return jax.value_and_grad(loss)
 

@@ -140,15 +140,15 @@ def command(workdir: Path, config: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_process_killed_for_real_continues_with_the_same_command(tmp_path):
+def test_a_process_killed_for_real_continues_with_the_same_command(uncut, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from test_resume import get_config\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # As many devices as here: the very same program, compiled and run before.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
     run = {"cwd": ROOT, "env": environment}
-    subprocess.run(command(tmp_path / "uncut", config), check=True, **run)
     victim = subprocess.Popen(command(tmp_path / "cut", config), **run)
     saved = tmp_path / "cut" / "checkpoints" / "3"
     deadline = time.monotonic() + 300
@@ -158,5 +158,5 @@ def test_a_process_killed_for_real_continues_with_the_same_command(tmp_path):
     victim.wait()
     assert saved.exists()
     subprocess.run(command(tmp_path / "cut", config), check=True, **run)
-    assert digest(tmp_path / "cut") == digest(tmp_path / "uncut")
-    assert trained(tmp_path / "cut") == trained(tmp_path / "uncut")
+    assert digest(tmp_path / "cut") == digest(uncut)
+    assert trained(tmp_path / "cut") == trained(uncut)

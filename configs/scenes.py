@@ -10,11 +10,11 @@ HELD_OUT = {"kind": "scenes", "level": "full", "split": "val"}
 def get_config() -> ConfigDict:
     """A 3M-parameter mPLUG: a cross and a connected fusion layer."""
     config = defaults("tiny")
-    config.total_steps = 1200
+    config.total_steps = 2000
     config.batch_size = 64
     config.log_every = 50
-    config.eval_every = 600
-    config.checkpoint_every = 200
+    config.eval_every = 1000
+    config.checkpoint_every = 250
     config.model.vision.update(
         {"image_size": (64, 64), "width": 128, "depth": 3, "heads": 4, "mlp_dim": 512}
     )
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.scan_unroll = 3
     with config.objectives.unlocked():
         config.objectives.update(
-            {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 1200}
+            {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 2000}
         )
         config.objectives.itc.update({"alpha": 0.4, "queue_size": 1024})
         config.objectives.itm.fraction = 0.25

@@ -37,10 +37,10 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 128
     config.model.scan_unroll = 4
     with config.objectives.unlocked():
-        config.objectives.update(
-            {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 3000}
-        )
-        config.objectives.itc.update({"alpha": 0.4, "queue_size": 2048})
+        # A teacher and a queue need thousands of steps before they help.
+        config.objectives.momentum = 0.0
+        config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})
+        config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.0
         config.objectives.itm.fraction = 0.25
         config.objectives.prefix.empty_rate = 0.5
     config.optimizer.update(

@@ -22,6 +22,8 @@ from mplug_jax.tasks import evaluators
 from mplug_jax.tasks.evaluators import CaptionEvaluator, RetrievalEvaluator
 from mplug_jax.training.sharding import make_mesh, replicated
 
+pytestmark = pytest.mark.slow
+
 SCENES, CAPTIONS, RERANK, LENGTH, WORDS = 24, 2, 5, 40, 8
 
 

@@ -19,6 +19,8 @@ from mplug_jax.objectives.itc import ITCOutput
 from mplug_jax.objectives.itm import sample_negatives
 from mplug_jax.tasks.pretrain import Pretrain
 
+pytestmark = pytest.mark.slow
+
 SIZE = 8
 RNG = jax.random.key(5)
 INVALID = np.array([3, 6])

@@ -256,7 +256,6 @@ def photos(folder: Path, count: int, bad: int = 0, captions: list[str] | None = 
 def on_photos(root: Path | None) -> ConfigDict:
     config = shrunk(flickr8k.get_config())
     config.model.vision.image_size = (32, 32)
-    config.objectives.itc.queue_size = 16
     config.data.root = None if root is None else str(root)
     config.data.tokenizer.vocab_size = 60
     config.checkpoint.best_metric = ""

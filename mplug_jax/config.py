@@ -72,9 +72,10 @@ def defaults(model: str) -> ConfigDict:
             "momentum_warmup": False,  # min(decay, (1 + step) / (10 + step)), for short runs
             "alpha_ramp_steps": 1_000,  # over which every alpha rises from 0
             "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
-            "itm": {"weight": 1.0, "fraction": 1.0},  # of the pairs that get hard negatives
-            "mlm": {"weight": 1.0, "alpha": 0.4, "rate": 0.15},
-            "prefix": {"weight": 1.0, "alpha": 0.4, "empty_rate": 0.0},
+            # fraction: of the batch's pairs, evenly spaced
+            "itm": {"weight": 1.0, "fraction": 1.0},
+            "mlm": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "rate": 0.15},
+            "prefix": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "empty_rate": 0.0},
         }
     )
     config.optimizer = ConfigDict(
@@ -223,10 +224,12 @@ def _validate_objectives(objectives: ConfigDict) -> None:
         max(weights.values()) > 0,
         f"config.objectives: one of the weights must be positive, got {weights}.",
     )
-    _require(
-        0 < objectives.itm.fraction <= 1,
-        f"config.objectives.itm.fraction must lie in (0, 1], got {objectives.itm.fraction}.",
-    )
+    for name in ("itm", "mlm", "prefix"):
+        fraction = objectives[name].fraction
+        _require(
+            0 < fraction <= 1,
+            f"config.objectives.{name}.fraction must lie in (0, 1], got {fraction}.",
+        )
     _require(
         0 <= objectives.momentum < 1,
         f"config.objectives.momentum must lie in [0, 1), got {objectives.momentum}.",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from mplug_jax import config as config_lib
@@ -34,6 +35,17 @@ class Encoded(NamedTuple):
     texts: Array
     image_feats: Array
     text_feats: Array
+
+
+class Texts(NamedTuple):
+    """Text rows by use, [text; masked; prefix], and what MLM and prefix LM predict of them."""
+
+    ids: Array
+    mask: Array
+    labels: Array
+    label_mask: Array
+    targets: Array
+    target_mask: Array
 
 
 class Pretrain:
@@ -96,23 +108,12 @@ class Pretrain:
         def key(purpose: str) -> Array:
             return jax.random.fold_in(rng, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
-        t = self.tokenizer
-        masked, labels, label_mask = mask_tokens(
-            key("mlm"),
-            batch["text_ids"],
-            batch["text_mask"],
-            mask_id=t.mask_id,
-            special_ids=(t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id),
-            vocab_size=t.vocab_size,
-            rate=objectives.mlm.rate,
-        )
-        ids = jnp.concatenate([batch["text_ids"], masked, batch["prefix_ids"]])
-        mask = jnp.concatenate([batch["text_mask"], batch["text_mask"], batch["prefix_mask"]])
-        encoded = self._encode(params, batch["image"], ids, mask, key("dropout/encode"))
+        texts = self._texts(key("mlm"), batch)
+        encoded = self._encode(params, batch["image"], texts, key("dropout/encode"))
 
         teacher, alphas = None, dict.fromkeys(("itc", "mlm", "prefix"), 0.0)
         if momentum_params is not None:
-            teacher = self._encode(momentum_params, batch["image"], ids, mask, None)
+            teacher = self._encode(momentum_params, batch["image"], texts, None)
             ramp = objectives.alpha_ramp_steps
             alphas = {n: alpha_ramp(step, objectives[n].alpha, ramp) for n in alphas}
 
@@ -124,25 +125,30 @@ class Pretrain:
                 extra, teacher.image_feats, teacher.text_feats, batch["image_id"], batch["valid"]
             )
         rows = self._fused_rows(key("itm"), itc, batch)
-        outputs = self._fused_outputs(params, encoded, mask, rows, batch, key("dropout/fuse"))
+        outputs = self._fused_outputs(params, encoded, texts, rows, key("dropout/fuse"))
         taught = {"mlm": None, "prefix": None}
         if teacher is not None and (objectives.mlm.alpha or objectives.prefix.alpha):
             same = self._fused_rows(None, None, batch)
-            taught |= self._fused_outputs(momentum_params, teacher, mask, same, batch, None)
+            taught |= self._fused_outputs(momentum_params, teacher, texts, same, None)
             taught = jax.lax.stop_gradient(taught)
         valid = batch["valid"]
         if "itm" in outputs:
             losses["itm"] = itm_loss(outputs["itm"], itm_labels(rows["itm"] // 3), rows["itm_mask"])
         if objectives.mlm.weight:
             losses["mlm"] = mlm_loss(
-                outputs["mlm"], labels, label_mask, valid, taught["mlm"], alphas["mlm"]
+                outputs["mlm"],
+                texts.labels,
+                texts.label_mask,
+                valid[self._kept("mlm", len(valid))],
+                taught["mlm"],
+                alphas["mlm"],
             )
         if objectives.prefix.weight:
             losses["prefix"] = prefix_lm_loss(
                 outputs["prefix"],
-                batch["target_ids"],
-                batch["target_mask"],
-                valid,
+                texts.targets,
+                texts.target_mask,
+                valid[self._kept("prefix", len(valid))],
                 taught["prefix"],
                 alphas["prefix"],
             )
@@ -155,11 +161,32 @@ class Pretrain:
         rngs = {} if rng is None else {"dropout": rng}
         return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
 
-    def _encode(
-        self, params: Any, image: Array, ids: Array, mask: Array, rng: Array | None
-    ) -> Encoded:
+    def _texts(self, rng: Array, batch: Any) -> Texts:
+        """The rows that the text encoder reads, MLM's corrupted here, and what they predict."""
+        t, size = self.tokenizer, len(batch["valid"])
+        mlm, prefix = self._kept("mlm", size), self._kept("prefix", size)
+        masked, labels, label_mask = mask_tokens(
+            rng,
+            batch["text_ids"][mlm],
+            batch["text_mask"][mlm],
+            mask_id=t.mask_id,
+            special_ids=(t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id),
+            vocab_size=t.vocab_size,
+            rate=self.config.objectives.mlm.rate,
+        )
+        text_mask = batch["text_mask"]
+        return Texts(
+            ids=jnp.concatenate([batch["text_ids"], masked, batch["prefix_ids"][prefix]]),
+            mask=jnp.concatenate([text_mask, text_mask[mlm], batch["prefix_mask"][prefix]]),
+            labels=labels,
+            label_mask=label_mask,
+            targets=batch["target_ids"][prefix],
+            target_mask=batch["target_mask"][prefix],
+        )
+
+    def _encode(self, params: Any, image: Array, rows: Texts, rng: Array | None) -> Encoded:
         image_embeds = self._apply(params, rng, "encode_image", image)
-        texts = self._apply(params, rng, "encode_text", ids, mask)
+        texts = self._apply(params, rng, "encode_text", rows.ids, rows.mask)
         return Encoded(
             image_embeds,
             texts,
@@ -188,6 +215,15 @@ class Pretrain:
             alpha,
         )
 
+    def _kept(self, name: str, size: int) -> Any:
+        """Index of the rows of a batch that an objective trains on: its ``fraction`` of them."""
+        objective = self.config.objectives[name]
+        if not objective.weight:
+            return slice(0, 0)
+        # Evenly spaced, so that each device keeps the same number of its own pairs.
+        count = max(round(objective.fraction * size), 1)
+        return slice(None) if count == size else np.arange(count) * size // count
+
     def _fused_rows(self, rng: Array | None, itc: ITCOutput | None, batch: Any) -> dict[str, Array]:
         """Which (picture, text row) pairs go through fusion, in the order itm, mlm, prefix.
 
@@ -195,7 +231,7 @@ class Pretrain:
         ``mlm``, ``prefix`` are the numbers of rows. Without ``itc`` there are no ITM rows.
         """
         size = len(batch["valid"])
-        own = jnp.arange(size)
+        own, start = jnp.arange(size), size
         images, texts, rows = [], [], {"itm": 0, "mlm": 0, "prefix": 0}
         objectives = self.config.objectives
         if itc is not None and objectives.itm.weight:
@@ -206,30 +242,29 @@ class Pretrain:
                 batch["image_id"],
                 batch["valid"],
             )
-            # Evenly spaced, so that each device scores the same number of its own pairs.
-            count = max(round(objectives.itm.fraction * size), 1)
-            kept = jnp.arange(count) * size // count
+            kept = own[self._kept("itm", size)]
             images += [kept, negatives.image_for_text[kept], kept]
             texts += [kept, kept, negatives.text_for_image[kept]]
             mask = itm_mask(batch["valid"], negatives).reshape(3, size)[:, kept]
-            rows["itm"], rows["itm_mask"] = 3 * count, mask.reshape(-1)
-        for name, block in (("mlm", 1), ("prefix", 2)):
+            rows["itm"], rows["itm_mask"] = 3 * len(kept), mask.reshape(-1)
+        for name in ("mlm", "prefix"):
             if objectives[name].weight:
-                images.append(own)
-                texts.append(own + block * size)
-                rows[name] = size
+                images.append(own[self._kept(name, size)])
+                rows[name] = len(images[-1])
+                texts.append(start + jnp.arange(rows[name]))
+                start += rows[name]
         if images:
             rows["image"], rows["text"] = jnp.concatenate(images), jnp.concatenate(texts)
         return rows
 
     def _fused_outputs(
-        self, params: Any, encoded: Encoded, mask: Array, rows: Any, batch: Any, rng: Array | None
+        self, params: Any, encoded: Encoded, texts: Texts, rows: Any, rng: Array | None
     ) -> dict[str, Array]:
-        """ITM logits, MLM logits and the decoder's logits of the prefix LM target."""
+        """ITM logits, MLM logits and the decoder's logits of the prefix LM targets."""
         outputs: dict[str, Array] = {}
         if "image" not in rows:
             return outputs
-        text_mask = mask[rows["text"]]
+        text_mask = texts.mask[rows["text"]]
         image, text = self._apply(
             params,
             rng,
@@ -250,7 +285,7 @@ class Pretrain:
                 params, None, "memory", image[after_mlm:], text[after_mlm:], text_mask[after_mlm:]
             )
             outputs["prefix"] = self._apply(
-                params, rng, "decode", batch["target_ids"][:, :-1], memory, memory_mask
+                params, rng, "decode", texts.targets[:, :-1], memory, memory_mask
             )
         return outputs
 

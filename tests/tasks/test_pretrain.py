@@ -17,7 +17,7 @@ from mplug_jax.config import validate
 from mplug_jax.data.pipeline import train_iterator
 from mplug_jax.objectives.itc import ITCOutput
 from mplug_jax.objectives.itm import sample_negatives
-from mplug_jax.tasks.pretrain import Pretrain
+from mplug_jax.tasks.pretrain import Pretrain, Texts
 
 pytestmark = pytest.mark.slow
 
@@ -282,9 +282,10 @@ def test_fused_rows_are_the_separate_passes(plain, params, batch, call):
     mask = np.concatenate([batch["text_mask"], batch["text_mask"], batch["prefix_mask"]])
 
     def together(params, ids, mask, batch):
-        encoded = plain._encode(params, batch["image"], ids, mask, None)
+        texts = Texts(ids, mask, None, None, batch["target_ids"], batch["target_mask"])
+        encoded = plain._encode(params, batch["image"], texts, None)
         rows = plain._fused_rows(itm_key(), similarities(), batch)
-        return plain._fused_outputs(params, encoded, mask, rows, batch, None)
+        return plain._fused_outputs(params, encoded, texts, rows, None)
 
     outputs = compiled(together)(params, ids, mask, batch)
 
@@ -362,6 +363,32 @@ def test_itm_fraction_keeps_evenly_spaced_pairs(build, plain, batch, fraction, k
     for name in ("image", "text"):
         np.testing.assert_array_equal(some[name][3 * len(kept) :], every[name][3 * SIZE :])
     assert fraction != 0.5 or not np.asarray(some["itm_mask"]).all()  # row 6 is invalid
+
+
+def test_fractions_of_mlm_and_prefix_are_the_losses_of_those_rows(build, params, batch, plain):
+    config = shrunk()
+    config.objectives.mlm.fraction = config.objectives.prefix.fraction = 0.5
+    config.objectives.mlm.rate = 1.0  # corruption is drawn by place: let every token be drawn
+    half = build(config)
+    kept = np.arange(0, SIZE, 2)
+    texts = half._texts(RNG, batch)
+    np.testing.assert_array_equal(texts.ids[:SIZE], batch["text_ids"])
+    np.testing.assert_array_equal(texts.ids[-4:], batch["prefix_ids"][kept])
+    np.testing.assert_array_equal(texts.targets, batch["target_ids"][kept])
+    drawn = np.where(texts.label_mask, texts.labels, batch["text_ids"][kept])
+    np.testing.assert_array_equal(drawn, batch["text_ids"][kept])
+    rows = half._fused_rows(None, None, batch)
+    np.testing.assert_array_equal(rows["image"], np.tile(kept, 2))
+    np.testing.assert_array_equal(rows["text"], SIZE + np.arange(8))
+
+    def prefix_loss(task: Pretrain, rows: np.ndarray) -> float:
+        chosen = jax.tree.map(lambda x: jnp.asarray(x[rows]), batch)
+        _, _, metrics = jax.jit(task.loss)(params, None, None, chosen, RNG, jnp.int32(0))
+        return float(metrics["loss_prefix"])
+
+    every = prefix_loss(half, np.arange(SIZE))
+    np.testing.assert_allclose(every, prefix_loss(plain, kept), rtol=1e-4)
+    assert abs(every - prefix_loss(plain, kept + 1)) > 1e-3
 
 
 def test_rematerialisation_changes_no_loss_and_no_gradient(build, params, batch, plain_gradient):

@@ -70,7 +70,9 @@ def defaults(model: str) -> ConfigDict:
         {
             "momentum": 0.995,  # EMA decay of the teacher; 0: no teacher
             "momentum_warmup": False,  # min(decay, (1 + step) / (10 + step)), for short runs
+            "teacher_frozen": (),  # patterns of what it keeps; official, by mistake: ("^fusion/",)
             "alpha_ramp_steps": 1_000,  # over which every alpha rises from 0
+            "official_sequence_softmax": False,  # their distillation's axis: see distillation.py
             "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
             # fraction: of the batch's pairs, evenly spaced
             "itm": {"weight": 1.0, "fraction": 1.0},
@@ -89,6 +91,13 @@ def defaults(model: str) -> ConfigDict:
             "warmup_steps": 2_000,
             "warmup_lr": 1e-6,
             "min_lr": 1e-6,
+            "schedule": "cosine",  # or constant, official
+            "official": {  # schedule 'official' alone: a staircase by epochs
+                "epochs": 0,
+                "warmup_units": 0,  # of 100 iterations of the first epoch
+                "steps_per_epoch": 0,  # 0: total_steps / epochs
+                "iterations_per_step": 1,  # official batches of an update
+            },
             "rules": (NO_DECAY,),
         }
     )
@@ -102,6 +111,7 @@ def defaults(model: str) -> ConfigDict:
             "crop_scale": (0.2, 1.0),
             "flip": True,
             "randaugment": True,
+            "cached_variants": 0,  # of a frozen encoder's output: 1: as it is, 2: and mirrored
             "workers": 0,  # processes that make batches; 0: threads
             "threads": 2,
             "max_bad_fraction": 0.01,
@@ -117,6 +127,8 @@ NO_DECAY = (
     r"(bias|scale|class_embedding|position_embedding|temperature)$",
     {"weight_decay": 0.0},
 )
+# The official list, ["bias", "LayerNorm.weight"]: the norms of the ViT and the bridge do decay.
+OFFICIAL_NO_DECAY = (r"(bias|(?<!bridge/)layer_norm/scale)$", {"weight_decay": 0.0})
 
 
 def retrieval_eval(
@@ -179,9 +191,13 @@ RANGES: dict[str, tuple[float, float]] = {
         f"optimizer.{name}": (0, math.inf)
         for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "warmup_lr", "min_lr")
     },
+    **{f"optimizer.official.{n}": (0, math.inf) for n in ("epochs", "warmup_units")},
+    "optimizer.official.steps_per_epoch": (0, math.inf),
+    "optimizer.official.iterations_per_step": (1, math.inf),
     **dict.fromkeys(("data.text_length", "data.target_length"), (3, math.inf)),
     **dict.fromkeys(("data.workers", "data.threads"), (0, math.inf)),
     "data.max_bad_fraction": (0, 1),
+    "data.cached_variants": (0, 2),
     "checkpoint.keep_last": (1, math.inf),
 }
 EVALUATORS = {"retrieval": retrieval_eval, "caption": caption_eval}

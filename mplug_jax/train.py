@@ -188,10 +188,15 @@ def _state(
         state = jax.jit(program.init, out_shardings=shardings)()
         source = f"random, seed {config.seed}"
         if config.init_from:
-            params, path = load_params(config.init_from, program.abstract.params)
+            params, path, done = load_params(
+                config.init_from,
+                state.params,
+                task.model_config.vision.grid,
+                task.optional_parameters,
+            )
             teacher = jax.tree.map(jnp.copy, params) if task.uses_momentum else None
             state = state.replace(params=params, momentum_params=teacher)
-            source = f"parameters of {path}"
+            source = f"parameters of {path}" + (f" ({done.describe()})" if done.describe() else "")
     if jax.process_index() == 0:
         print(describe_parameters(program.abstract.params, source), flush=True)
     return state, step or 0

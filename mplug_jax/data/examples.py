@@ -47,8 +47,9 @@ class PretrainExamples:
     words, the prefix holding 0 .. n-1 of them (facts of the prefix LM objective: the target has at
     least one word).
 
-    The example: image uint8 [H, W, 3]; text_ids, text_mask, prefix_ids, prefix_mask
-    [text_length]; target_ids, target_mask [target_length]; image_id int32.
+    The example: image uint8 [H, W, 3], or a variant [V, D] of the record's `features` where it has
+    them; text_ids, text_mask, prefix_ids, prefix_mask [text_length]; target_ids, target_mask
+    [target_length]; image_id int32.
     text is `[CLS] caption [SEP]`, prefix `[CLS] first words [SEP]`, target
     `[CLS] other words [SEP]`. A caption too long for the text is cut at a word and split within
     what is left; a target that lost its end, there or for want of room in `target_length`, has no
@@ -87,7 +88,7 @@ class PretrainExamples:
         prefix_ids, prefix_mask = encode_words(self.tokenizer, kept[:split], self.text_length)
         target_ids, target_mask = self._target(kept[split:], complete=len(kept) == len(words))
         return {
-            "image": load_image(record, self.transform, rng),
+            "image": self._image(record, rng),
             "text_ids": text_ids,
             "text_mask": text_mask,
             "prefix_ids": prefix_ids,
@@ -96,6 +97,11 @@ class PretrainExamples:
             "target_mask": target_mask,
             "image_id": np.int32(record["image_id"]),
         }
+
+    def _image(self, record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
+        if "features" not in record:
+            return load_image(record, self.transform, rng)
+        return record["features"][rng.integers(len(record["features"]))]
 
     def _target(self, words: list[list[int]], complete: bool) -> tuple[np.ndarray, np.ndarray]:
         tokens = [self.tokenizer.cls_id, *(token for word in words for token in word)]

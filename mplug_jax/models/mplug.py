@@ -77,8 +77,12 @@ class MPlug(nn.Module):
         return self.raw_temperature if limits is None else jnp.clip(self.raw_temperature, *limits)
 
     def encode_image(self, image: Array) -> Array:
-        """``[B, H, W, 3]`` uint8 (or normalised float) to ``[B, V, D]``, class token first."""
-        x = self.visual_encoder(image)
+        """``[B, H, W, 3]`` uint8 (or normalised float) to ``[B, V, D]``, class token first.
+
+        Of ``[B, V, D']`` tokens that the visual encoder made earlier, only the bridge is left.
+        """
+        encoded = image.ndim == 3
+        x = image.astype(self.config.compute_dtype) if encoded else self.visual_encoder(image)
         return self.bridge(x) if self.config.vision.width != self.config.text.width else x
 
     def encode_text(self, ids: Array, mask: Array) -> Array:

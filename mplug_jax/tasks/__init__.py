@@ -4,6 +4,7 @@ The loop knows a task by its interface alone:
 
 - ``model``: the module; ``init_params(rng)``: its parameters, boxed with logical axes;
 - ``init_extra(rng)``: what the task keeps in the train state, or None;
+- ``optional_parameters``: patterns of parameters that ``config.init_from`` may lack or not need;
 - ``uses_momentum``: whether the train state holds a momentum model;
 - ``sources``, ``make_example``: the training data;
 - ``without_remat()``: the same task without rematerialisation;

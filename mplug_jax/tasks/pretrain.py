@@ -24,6 +24,7 @@ from mplug_jax.objectives.mlm import mask_tokens, mlm_loss
 from mplug_jax.objectives.momentum import alpha_ramp
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
 from mplug_jax.tasks.evaluators import CaptionEvaluator, RetrievalEvaluator
+from mplug_jax.tasks.features import with_features
 
 Array = jax.Array
 
@@ -51,6 +52,8 @@ class Texts(NamedTuple):
 class Pretrain:
     """The four objectives with momentum distillation, their data and their evaluators."""
 
+    optional_parameters = ("^classifier/",)
+
     def __init__(self, config: ConfigDict, workdir: str):
         self.config = config
         data = config.data
@@ -61,6 +64,8 @@ class Pretrain:
         self.tokenizer = build_tokenizer(tokenizer, workdir, self.sources[0][0])
         self.model_config = config_lib.model_config(config, self.tokenizer.vocab_size)
         self.model = MPlug(self.model_config)
+        if data.cached_variants:
+            self.sources = with_features(self.sources, config, self.model, workdir)
         self.image_size = self.model_config.vision.image_size
         transform = ImageTransform(
             self.image_size,
@@ -131,6 +136,7 @@ class Pretrain:
             same = self._fused_rows(None, None, batch)
             taught |= self._fused_outputs(momentum_params, teacher, texts, same, None)
             taught = jax.lax.stop_gradient(taught)
+        softmax_axis = "sequence" if objectives.official_sequence_softmax else "vocabulary"
         valid = batch["valid"]
         if "itm" in outputs:
             losses["itm"] = itm_loss(outputs["itm"], itm_labels(rows["itm"] // 3), rows["itm_mask"])
@@ -142,6 +148,7 @@ class Pretrain:
                 valid[self._kept("mlm", len(valid))],
                 taught["mlm"],
                 alphas["mlm"],
+                softmax_axis,
             )
         if objectives.prefix.weight:
             losses["prefix"] = prefix_lm_loss(
@@ -151,6 +158,7 @@ class Pretrain:
                 valid[self._kept("prefix", len(valid))],
                 taught["prefix"],
                 alphas["prefix"],
+                softmax_axis,
             )
         means = {n: s / jnp.maximum(c, 1.0) for n, (s, c) in losses.items()}
         metrics = {f"loss_{n}": means[n] for n in means if objectives[n].weight}

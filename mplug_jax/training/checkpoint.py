@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from mplug_jax.training.initialise import Plan, grown, plan, resized, square_grid
 from mplug_jax.training.state import TrainState, path_name
 
 
@@ -137,51 +139,88 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def load_params(path: str | Path, abstract_params: Any) -> tuple[Any, Path]:
-    """Parameters of another run, checked name by name against this model.
+def load_params(
+    path: str | Path,
+    params: Any,
+    grid: tuple[int, int],
+    optional: Sequence[str] = (),
+    part: str = "",
+) -> tuple[Any, Path, Plan]:
+    """Parameters of another run, fitted to this model; see ``training/initialise.py``.
 
     Args:
-      abstract_params: tree of ShapeDtypeStruct with shardings.
+      params: this model's tree, freshly initialised: what the checkpoint does not give stays.
+        Leaves may be abstract where nothing of them stays.
+      grid: rows and columns of this model's patches.
+      optional: patterns of parameters that either side may lack.
+      part: the top-level part that ``params`` is limited to ('visual_encoder'), or all of it.
 
     Returns:
-      (params, the folder they came from).
+      (params in the shardings of ``params``, the folder they came from, what was done).
 
     Raises:
       CheckpointError: with the full symmetric difference of names and the shapes that differ.
     """
     folder = find_checkpoint(path)
-    checkpointer = ocp.StandardCheckpointer()
+    wanted = {path_name(p): x for p, x in _leaves(params)}
+    saved = {n: s for n, s in _saved_shapes(folder).items() if n.split("/")[0] == part or not part}
+    todo = plan(saved, {name: tuple(x.shape) for name, x in wanted.items()}, optional)
+    if todo.problems:
+        raise CheckpointError(
+            f"The parameters of {folder} are not those of config.model:\n"
+            + "\n".join(todo.problems)
+        )
+    taken = {n: wanted[n] for n in todo.same}
+    for name in (*todo.resized, *todo.grown):
+        taken[name] = jax.ShapeDtypeStruct(saved[name], wanted[name].dtype)
+    arrays = _restore(folder, taken)
+    for name in todo.resized:
+        arrays[name] = resized(arrays[name], _saved_grid(folder, saved[name]), grid)
+    for name in todo.grown:
+        arrays[name] = grown(arrays[name], wanted[name])
+    for name in (*todo.resized, *todo.grown):
+        arrays[name] = jax.device_put(arrays[name], wanted[name].sharding)
+    tree = jax.tree_util.tree_map_with_path(lambda p, x: arrays.get(path_name(p), x), params)
+    return tree, folder, todo
+
+
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the saved parameters."""
     try:
-        metadata = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
+        with ocp.StandardCheckpointer() as reader:
+            metadata = reader.metadata(folder / "state").item_metadata.tree["params"]
     except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{folder} holds no readable parameters ({_first_line(error)})."
         ) from error
-    saved = {path_name(p): tuple(m.shape) for p, m in _leaves(metadata)}
-    wanted = {path_name(p): tuple(x.shape) for p, x in _leaves(abstract_params)}
-    problems = [f"  only in the checkpoint: {name}" for name in sorted(set(saved) - set(wanted))]
-    problems += [f"  only in the model: {name}" for name in sorted(set(wanted) - set(saved))]
-    problems += [
-        f"  {name}: {saved[name]} in the checkpoint, {wanted[name]} in the model"
-        for name in sorted(set(saved) & set(wanted))
-        if saved[name] != wanted[name]
-    ]
-    if problems:
-        raise CheckpointError(
-            f"The parameters of {folder} are not those of config.model:\n" + "\n".join(problems)
-        )
+    return {path_name(p): tuple(m.shape) for p, m in _leaves(metadata)}
+
+
+def _restore(folder: Path, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The named parameters, each as its ShapeDtypeStruct (or array) says."""
+    tree = {"params": traverse_util.unflatten_dict(dict(leaves), sep="/")}
     with ocp.PyTreeCheckpointer() as reader:
         restored = reader.restore(
             folder / "state",
             args=ocp.args.PyTreeRestore(
-                item={"params": abstract_params},
-                restore_args=ocp.checkpoint_utils.construct_restore_args(
-                    {"params": abstract_params}
-                ),
+                item=tree,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
                 partial_restore=True,
             ),
         )
-    return restored["params"], folder
+    return traverse_util.flatten_dict(restored["params"], sep="/")
+
+
+def _saved_grid(folder: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The patch grid of saved position embeddings: the run's own, else a square one."""
+    config = saved_config(folder)
+    if config is None:
+        return square_grid(shape[0])
+    vision = config["model"]["vision"]
+    rows, columns = (
+        i // p for i, p in zip(vision["image_size"], vision["patch_size"], strict=True)
+    )
+    return rows, columns
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -200,15 +200,22 @@ def test_restoring_another_model_names_the_folder(run, change):
 
 
 def test_loads_parameters_alone(run):
-    loaded, folder = load_params(run, abstract(params()))
+    loaded, folder, done = load_params(run, abstract(params()), (1, 1))
     assert_same_bits(loaded, params())
     assert folder == run / "checkpoints" / "3"
+    assert done.describe() == ""
+
+
+def test_loads_one_part_of_the_parameters(run):
+    head = {"head": params()["head"]}
+    loaded, _, _ = load_params(run, abstract(head), (1, 1), part="head")
+    assert_same_bits(loaded, head)
 
 
 def test_parameters_that_differ_are_all_listed(run):
     other = {"head": {"kernel": jnp.zeros((5, 4)), "scale": jnp.zeros(2)}, "bridge": jnp.zeros(1)}
     with pytest.raises(CheckpointError) as error:
-        load_params(run, abstract(other))
+        load_params(run, abstract(other), (1, 1))
     first, *lines = str(error.value).splitlines()
     assert str(run / "checkpoints" / "3") in first
     assert [line.strip() for line in lines] == [
@@ -223,7 +230,7 @@ def test_parameters_that_differ_are_all_listed(run):
 def test_a_checkpoint_without_readable_parameters(tmp_path):
     (tmp_path / "checkpoints" / "4" / "state").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"checkpoints/4 holds no readable parameters"):
-        load_params(tmp_path, abstract(params()))
+        load_params(tmp_path, abstract(params()), (1, 1))
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/3"])

@@ -129,6 +129,26 @@ def test_nan_stops_the_run_naming_step_and_term_and_saves_nothing_after(tmp_path
     assert not (tmp_path / "results.json").exists()
 
 
+# With STALL set the process waits at its fifth batch, so that it is killed in mid-run.
+CONFIG = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+from test_resume import get_config
+from mplug_jax.data.pipeline import TrainIterator
+
+if os.environ.get("STALL"):
+    batch, drawn = TrainIterator.__next__, []
+
+    def stalling(self):
+        drawn.append(None)
+        if len(drawn) == 5:
+            time.sleep(600)
+        return batch(self)
+
+    TrainIterator.__next__ = stalling
+"""
+
+
 def command(workdir: Path, config: Path) -> list[str]:
     return [
         sys.executable,
@@ -142,21 +162,20 @@ def command(workdir: Path, config: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_process_killed_for_real_continues_with_the_same_command(uncut, tmp_path):
     config = tmp_path / "config.py"
-    config.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_resume import get_config\n"
-    )
+    config.write_text(CONFIG.format(tests=str(ROOT / "tests")))
     # As many devices as here: the very same program, compiled and run before.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
     run = {"cwd": ROOT, "env": environment}
-    victim = subprocess.Popen(command(tmp_path / "cut", config), **run)
+    stalled = {**run, "env": {**environment, "STALL": "1"}}
+    victim = subprocess.Popen(command(tmp_path / "cut", config), **stalled)
     saved = tmp_path / "cut" / "checkpoints" / "3"
     deadline = time.monotonic() + 300
     while not saved.exists() and victim.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    assert victim.wait() == -signal.SIGKILL
     assert saved.exists()
+    assert not (tmp_path / "cut" / "results.json").exists()
     subprocess.run(command(tmp_path / "cut", config), check=True, **run)
     assert digest(tmp_path / "cut") == digest(uncut)
     assert trained(tmp_path / "cut") == trained(uncut)

@@ -16,11 +16,14 @@ import numpy as np
 from mplug_jax.data.examples import EvalExamples
 from mplug_jax.data.pipeline import eval_batches
 from mplug_jax.data.records import Source
+from mplug_jax.data.sources import build_source
 from mplug_jax.data.tokenizers import Tokenizer
+from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.evaluation.retrieval import retrieval_metrics, scatter_scores, top_k_indices
 from mplug_jax.evaluation.scene_captions import attribute_accuracy
 from mplug_jax.generation.greedy import greedy
 from mplug_jax.models.mplug import MPlug
+from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.reports import sample_sheet
 from mplug_jax.training.sharding import place_global_batch, replicated
 
@@ -262,3 +265,21 @@ class CaptionEvaluator:
                 samples / "captions.png", np.stack(shown), captions[: len(shown)], ok=right
             )
         return metrics
+
+
+EVALUATORS = {"retrieval": RetrievalEvaluator, "caption": CaptionEvaluator}
+
+
+def build_evaluators(setup: Setup, mesh: Any) -> dict[str, Any]:
+    """The evaluators of ``config.evals`` by name: callables (params, folder or None) -> metrics."""
+    config, built = setup.config, {}
+    transform = ImageTransform(setup.image_size, train=False)
+    examples = EvalExamples(setup.tokenizer, transform, config.data.text_length)
+    for name, settings in config.evals.items():
+        source = build_source(
+            settings.source, config.data.root, config.seed, config.data.max_bad_fraction
+        )
+        options = {k: v for k, v in settings.items() if k not in ("kind", "source")}
+        kind = EVALUATORS[settings.kind]
+        built[name] = kind(setup.model, setup.tokenizer, source, examples, mesh, **options)
+    return built

@@ -22,6 +22,7 @@ from mplug_jax.data.pipeline import eval_batches
 from mplug_jax.data.records import Record, Source
 from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.models.mplug import MPlug, init_params
+from mplug_jax.models.vit import ViT
 from mplug_jax.training.checkpoint import load_params
 from mplug_jax.training.optimizer import policies
 from mplug_jax.training.sharding import make_mesh, place_global_batch, replicated
@@ -96,11 +97,10 @@ def _write(path: Path, source: Source, count: int, model: MPlug, encoder: Any) -
     mesh = make_mesh({"data": -1}, jax.local_devices())
     tokens = 1 + vision.grid[0] * vision.grid[1]
 
+    vit = ViT(vision, model.config.compute_dtype)
+
     def encode(params: Any, images: jax.Array) -> jax.Array:
-        flat = images.reshape(-1, *images.shape[2:])
-        x = model.apply(
-            {"params": {ENCODER: params}}, flat, method=lambda m, i: m.visual_encoder(i)
-        )
+        x = vit.apply({"params": params}, images.reshape(-1, *images.shape[2:]))
         return x.reshape(*images.shape[:2], *x.shape[1:]).astype("float16")
 
     encode = jax.jit(encode, out_shardings=replicated(mesh))

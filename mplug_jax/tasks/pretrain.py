@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import zlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,19 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mplug_jax import config as config_lib
-from mplug_jax.data.examples import EvalExamples, PretrainExamples
-from mplug_jax.data.sources import build_mixture, build_source
-from mplug_jax.data.tokenizers import build_tokenizer
-from mplug_jax.data.transforms import ImageTransform
-from mplug_jax.models.mplug import MPlug, init_params
+from mplug_jax.data.examples import PretrainExamples
+from mplug_jax.models.config import ModelConfig
+from mplug_jax.models.mplug import init_params
 from mplug_jax.objectives.itc import ITCOutput, enqueue, init_queue, itc_loss
 from mplug_jax.objectives.itm import itm_labels, itm_loss, itm_mask, sample_negatives
 from mplug_jax.objectives.mlm import mask_tokens, mlm_loss
 from mplug_jax.objectives.momentum import alpha_ramp
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
-from mplug_jax.tasks.evaluators import CaptionEvaluator, RetrievalEvaluator
-from mplug_jax.tasks.features import with_features
+from mplug_jax.tasks.evaluators import build_evaluators
+from mplug_jax.tasks.setup import prepare
 
 Array = jax.Array
 
@@ -55,38 +51,31 @@ class Pretrain:
     optional_parameters = ("^classifier/",)
 
     def __init__(self, config: ConfigDict, workdir: str):
-        self.config = config
+        self.config, self.setup = config, prepare(config, workdir)
         data = config.data
-        self.sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
-        tokenizer = {k: v for k, v in data.tokenizer.items() if v}
-        if "path" in tokenizer:
-            tokenizer["path"] = str(Path(data.root or ".") / tokenizer["path"])
-        self.tokenizer = build_tokenizer(tokenizer, workdir, self.sources[0][0])
-        self.model_config = config_lib.model_config(config, self.tokenizer.vocab_size)
-        self.model = MPlug(self.model_config)
-        if data.cached_variants:
-            self.sources = with_features(self.sources, config, self.model, workdir)
-        self.image_size = self.model_config.vision.image_size
-        transform = ImageTransform(
-            self.image_size,
-            train=True,
-            crop_scale=None if data.crop_scale is None else tuple(data.crop_scale),
-            flip=data.flip,
-            randaugment=data.randaugment,
-        )
         self.make_example = PretrainExamples(
-            self.tokenizer,
-            transform,
+            self.setup.tokenizer,
+            self.setup.transform,
             data.text_length,
             data.target_length,
             config.objectives.prefix.empty_rate,
         )
         self.uses_momentum = config.objectives.momentum > 0
 
+    @property
+    def sources(self) -> Any:
+        """(training source, weight) pairs."""
+        return self.setup.sources
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The model's shapes."""
+        return self.setup.model_config
+
     def without_remat(self) -> Pretrain:
         """The same task on a model that keeps its activations, for counting FLOPs."""
         task = copy.copy(self)
-        task.model = MPlug(self.model_config.replace(remat="none"))
+        task.setup = self.setup.without_remat()
         return task
 
     def init_params(self, rng: Array) -> Any:
@@ -167,11 +156,11 @@ class Pretrain:
 
     def _apply(self, params: Any, rng: Array | None, method: str, *args: Any) -> Any:
         rngs = {} if rng is None else {"dropout": rng}
-        return self.model.apply({"params": params}, *args, method=method, rngs=rngs)
+        return self.setup.model.apply({"params": params}, *args, method=method, rngs=rngs)
 
     def _texts(self, rng: Array, batch: Any) -> Texts:
         """The rows that the text encoder reads, MLM's corrupted here, and what they predict."""
-        t, size = self.tokenizer, len(batch["valid"])
+        t, size = self.setup.tokenizer, len(batch["valid"])
         mlm, prefix = self._kept("mlm", size), self._kept("prefix", size)
         masked, labels, label_mask = mask_tokens(
             rng,
@@ -309,15 +298,4 @@ class Pretrain:
 
     def evaluators(self, mesh: Any) -> dict[str, Any]:
         """The evaluators of ``config.evals`` by name."""
-        transform = ImageTransform(self.image_size, train=False)
-        examples = EvalExamples(self.tokenizer, transform, self.config.data.text_length)
-        built: dict[str, Any] = {}
-        for name, settings in self.config.evals.items():
-            data = self.config.data
-            source = build_source(
-                settings.source, data.root, self.config.seed, data.max_bad_fraction
-            )
-            options = {k: v for k, v in settings.items() if k not in ("kind", "source")}
-            kind = {"retrieval": RetrievalEvaluator, "caption": CaptionEvaluator}[settings.kind]
-            built[name] = kind(self.model, self.tokenizer, source, examples, mesh, **options)
-        return built
+        return build_evaluators(self.setup, mesh)

@@ -34,7 +34,7 @@ def plot_losses(workdir: str | Path) -> list[Path]:
 
     losses.png has a panel for each `train/loss*`, raw and smoothed; learning_rate.png the learning
     rates; evaluation.png a panel for each evaluator (the part before the slash of a key that does
-    not begin with `train/`), a line for each of its metrics.
+    not begin with `train/`), a line for each of its metrics; means of others are left out.
 
     Returns:
       The files written.
@@ -48,8 +48,11 @@ def plot_losses(workdir: str | Path) -> list[Path]:
     evaluators: dict[str, dict[str, np.ndarray]] = {}
     for key, curve in curves.items():
         evaluator, _, metric = key.partition("/")
-        if evaluator != "train" and metric:
-            evaluators.setdefault(evaluator, {})[metric] = curve
+        if evaluator == "train" or not metric or metric.endswith("_mean"):
+            continue
+        # The first stage of retrieval beside the second, not on top of it.
+        panel = f"{evaluator}, ITC alone" if metric.startswith("itc_") else evaluator
+        evaluators.setdefault(panel, {})[metric.removeprefix("itc_")] = curve
 
     folder = Path(workdir) / "plots"
     folder.mkdir(parents=True, exist_ok=True)

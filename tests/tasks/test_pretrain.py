@@ -142,7 +142,9 @@ def call(plain, params):
     def call(name: str, *args: Any, weights: Any = params) -> Any:
         if name not in methods:
             methods[name] = compiled(
-                lambda weights, *args: plain.model.apply({"params": weights}, *args, method=name)
+                lambda weights, *args: plain.setup.model.apply(
+                    {"params": weights}, *args, method=name
+                )
             )
         return methods[name](weights, *args)
 
@@ -278,7 +280,7 @@ def test_alpha_rises_from_nothing(build, teacher_loss, queue, batch, params, mom
 
 def test_fused_rows_are_the_separate_passes(plain, params, batch, call):
     ids = np.concatenate([batch["text_ids"], batch["text_ids"], batch["prefix_ids"]])
-    ids[SIZE : SIZE + 2, 1] = plain.tokenizer.mask_id  # stands for the masked texts
+    ids[SIZE : SIZE + 2, 1] = plain.setup.tokenizer.mask_id  # stands for the masked texts
     mask = np.concatenate([batch["text_mask"], batch["text_mask"], batch["prefix_mask"]])
 
     def together(params, ids, mask, batch):

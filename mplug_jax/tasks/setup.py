@@ -1,0 +1,86 @@
+"""What every task starts from: the training data, the tokenizer and the model of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mplug_jax import config as config_lib
+from mplug_jax.data.records import Source
+from mplug_jax.data.sources import build_mixture
+from mplug_jax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, build_tokenizer
+from mplug_jax.data.transforms import ImageTransform
+from mplug_jax.models.config import ModelConfig
+from mplug_jax.models.mplug import MPlug
+from mplug_jax.tasks.features import with_features
+from mplug_jax.training.checkpoint import find_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Built once a run.
+
+    Attributes:
+      config: the run's settings.
+      sources: (training source, weight) pairs.
+      tokenizer: text to ids and back.
+      model_config, model: shapes, and the module.
+      transform: what happens to a training picture.
+    """
+
+    config: ConfigDict
+    sources: list[tuple[Source, float]]
+    tokenizer: Tokenizer
+    model_config: ModelConfig
+    model: MPlug
+    transform: ImageTransform
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes."""
+        return self.model_config.vision.image_size
+
+    def without_remat(self) -> Setup:
+        """The same on a model that keeps its activations."""
+        return dataclasses.replace(self, model=MPlug(self.model_config.replace(remat="none")))
+
+
+def prepare(config: ConfigDict, workdir: str) -> Setup:
+    """Builds the parts, and what they keep in the workdir.
+
+    Raises:
+      ConfigError, SourceError, CheckpointError: a mistake in the config or the data.
+    """
+    data = config.data
+    sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
+    tokenizer = build_tokenizer(_tokenizer_settings(config, workdir), workdir, sources[0][0])
+    model_config = config_lib.model_config(config, tokenizer.vocab_size)
+    model = MPlug(model_config)
+    if data.cached_variants:
+        sources = with_features(sources, config, model, workdir)
+    transform = ImageTransform(
+        model_config.vision.image_size,
+        train=True,
+        crop_scale=None if data.crop_scale is None else tuple(data.crop_scale),
+        flip=data.flip,
+        randaugment=data.randaugment,
+    )
+    return Setup(config, sources, tokenizer, model_config, model, transform)
+
+
+def _tokenizer_settings(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """Settings for ``build_tokenizer``, with the tokenizer of the run that this one starts from."""
+    settings = {k: v for k, v in config.data.tokenizer.items() if v}
+    if "path" in settings:
+        return settings | {"path": str(Path(config.data.root or ".") / settings["path"])}
+    own = Path(workdir) / SENTENCEPIECE_FILE
+    if config.init_from and not own.exists():
+        # A vocabulary trained anew would not be the one that the parameters were trained with.
+        theirs = find_checkpoint(config.init_from).parent.parent / SENTENCEPIECE_FILE
+        if theirs.exists():
+            shutil.copyfile(theirs, own)
+    return settings

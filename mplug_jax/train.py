@@ -214,6 +214,7 @@ def _compile(
         accumulate=config.accumulate,
         momentum=config.objectives.momentum,
         momentum_warmup=config.objectives.momentum_warmup,
+        teacher_frozen=config.objectives.teacher_frozen,
     )
     batch = abstract_batch(iterator.first_example(), config.batch_size, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)

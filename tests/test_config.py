@@ -12,7 +12,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mplug_jax.config import RANGES, ConfigError, defaults, model_config, save_config, validate
+from mplug_jax.config import (
+    NO_DECAY,
+    RANGES,
+    ConfigError,
+    defaults,
+    model_config,
+    save_config,
+    validate,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Prints what the loop would get, without importing the loop.
@@ -26,11 +34,11 @@ run_main(main)
 """
 
 
-def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = tmp_path / "echo.py"
-    script.write_text(ECHO)
+def run(tmp_path: Path, *arguments: str, script: str = ECHO) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "echo.py"
+    file.write_text(script)
     return subprocess.run(
-        [sys.executable, str(script), *arguments],
+        [sys.executable, str(file), *arguments],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -59,6 +67,37 @@ def test_lasting_names_can_be_given_on_the_command_line(tmp_path):
     assert result.stdout.split() == (
         f"7 16 3 2 4 5 runs/other /data 1 official 2 {tmp_path / 'run'}".split()
     )
+
+
+def test_what_follows_the_official_code_is_off_and_can_be_given(tmp_path):
+    config = defaults("tiny")
+    assert config.optimizer.schedule == "cosine"
+    assert config.optimizer.rules == (NO_DECAY,)
+    assert config.objectives.teacher_frozen == ()
+    assert config.objectives.official_sequence_softmax is False
+    result = run(
+        tmp_path,
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.schedule=official",
+        "--config.optimizer.official.epochs=8",
+        "--config.optimizer.official.warmup_units=4",
+        "--config.optimizer.official.steps_per_epoch=100",
+        "--config.optimizer.official.iterations_per_step=2",
+        "--config.objectives.teacher_frozen=('^fusion/',)",
+        "--config.objectives.official_sequence_softmax=True",
+        script="""
+from mplug_jax.config import run_main
+def main(config, workdir):
+    official = config.optimizer.official
+    print(config.optimizer.schedule, official.epochs, official.warmup_units,
+          official.steps_per_epoch, official.iterations_per_step,
+          config.objectives.teacher_frozen, config.objectives.official_sequence_softmax)
+run_main(main)
+""",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "official 8 4 100 2 ('^fusion/',) True"
 
 
 @pytest.mark.parametrize(

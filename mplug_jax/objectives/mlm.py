@@ -82,6 +82,7 @@ def mlm_loss(
     valid: jax.Array,
     teacher_logits: jax.Array | None = None,
     alpha: jax.Array | float = 0.0,
+    softmax_axis: str = "vocabulary",
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of the drawn tokens, predicted in place.
 
@@ -92,8 +93,10 @@ def mlm_loss(
       valid: [B] bool.
       teacher_logits: [B, L, V] of the momentum model on the same corrupted text, or None.
       alpha: weight of the distillation.
+      softmax_axis: see `soft_cross_entropy`.
 
     Returns:
       (sum over the drawn tokens of valid rows, their number), float32 scalars.
     """
-    return token_cross_entropy(logits, labels, label_mask & valid[:, None], teacher_logits, alpha)
+    counted = label_mask & valid[:, None]
+    return token_cross_entropy(logits, labels, counted, teacher_logits, alpha, softmax_axis)

@@ -12,6 +12,7 @@ def prefix_lm_loss(
     valid: jax.Array,
     teacher_logits: jax.Array | None = None,
     alpha: jax.Array | float = 0.0,
+    softmax_axis: str = "vocabulary",
 ) -> tuple[jax.Array, jax.Array]:
     """Next-token loss of the decoder. The shift happens here: position t predicts token t + 1.
 
@@ -22,10 +23,11 @@ def prefix_lm_loss(
       valid: [B] bool.
       teacher_logits: [B, T-1, V] of the momentum model, or None.
       alpha: weight of the distillation.
+      softmax_axis: see `soft_cross_entropy`.
 
     Returns:
       (sum over the predicted tokens of valid rows, their number), float32 scalars.
     """
     labels = target_ids[:, 1:]
     predicted = target_mask[:, 1:] & valid[:, None]
-    return token_cross_entropy(logits, labels, predicted, teacher_logits, alpha)
+    return token_cross_entropy(logits, labels, predicted, teacher_logits, alpha, softmax_axis)

@@ -1,4 +1,4 @@
-"""Cross-entropy over tokens: the part that masked and prefix language modelling share."""
+"""Cross-entropy over tokens: the part that all losses on texts share."""
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +17,37 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       [...] float32.
     """
     logits = logits.astype(jnp.float32)
+    # The largest becomes 0: of two large numbers that nearly agree, the difference would be coarse.
+    logits -= jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     # Picked by comparison, not by a gather: it stays local when the vocabulary is sharded, and its
     # gradient needs no scatter.
     is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
     picked = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    return jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - picked
 
 
-def token_cross_entropy(
+def token_losses(
     logits: jax.Array,
     labels: jax.Array,
     weight_mask: jax.Array,
     teacher_logits: jax.Array | None = None,
     alpha: jax.Array | float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Masked token cross-entropy, optionally distilled from a momentum model.
+    softmax_axis: str = "vocabulary",
+) -> jax.Array:
+    """Cross-entropy of each counted position, optionally distilled from a momentum model.
 
     Args:
-      logits: [B, L, V].
-      labels: [B, L] int; read only where `weight_mask` is True.
-      weight_mask: [B, L] bool, the positions that count.
-      teacher_logits: [B, L, V] of the momentum model, or None for the hard loss alone.
+      logits: [..., L, V].
+      labels: [..., L] int; read only where `weight_mask` is True.
+      weight_mask: [..., L] bool, the positions that count.
+      teacher_logits: [..., L, V] of the momentum model, or None for the hard loss alone.
       alpha: weight of the soft loss; ignored without a teacher.
+      softmax_axis: see `soft_cross_entropy`.
 
     Returns:
-      (sum of the loss over the counted positions, their number), float32 scalars. What stands at
-      the other positions, not-a-number included, reaches neither the loss nor its gradient.
+      [..., L] float32, 0 where `weight_mask` is False. What stands at those positions,
+      not-a-number included, reaches neither the losses nor their gradient; with `softmax_axis`
+      'sequence' this holds of whole texts without a counted position.
 
     Raises:
       ValueError: if the shapes do not agree.
@@ -54,12 +59,34 @@ def token_cross_entropy(
         )
     # Masked on the way in as well as out: a NaN would survive the latter in the gradient.
     keep = weight_mask[..., None]
-    logits = jnp.where(keep, logits.astype(jnp.float32), 0.0)
-    losses = cross_entropy(logits, labels)
+    logits = logits.astype(jnp.float32)
+    losses = cross_entropy(jnp.where(keep, logits, 0.0), labels)
     if teacher_logits is not None:
         if teacher_logits.shape != logits.shape:
             raise ValueError(f"teacher logits {teacher_logits.shape} against {logits.shape}")
-        teacher_logits = jnp.where(keep, teacher_logits.astype(jnp.float32), 0.0)
-        losses = mix(losses, soft_cross_entropy(logits, teacher_logits), alpha)
-    loss_sum = jnp.sum(jnp.where(weight_mask, losses, 0.0))
-    return loss_sum, jnp.sum(weight_mask, dtype=jnp.float32)
+        if softmax_axis == "sequence":
+            keep = jnp.any(keep, axis=-2, keepdims=True)
+        student = jnp.where(keep, logits, 0.0)
+        teacher = jnp.where(keep, teacher_logits.astype(jnp.float32), 0.0)
+        losses = mix(losses, soft_cross_entropy(student, teacher, softmax_axis), alpha)
+    return jnp.where(weight_mask, losses, 0.0)
+
+
+def token_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    weight_mask: jax.Array,
+    teacher_logits: jax.Array | None = None,
+    alpha: jax.Array | float = 0.0,
+    softmax_axis: str = "vocabulary",
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of `token_losses`, whose arguments these are, and the number of counted positions.
+
+    Returns:
+      (sum of the loss over the counted positions, their number), float32 scalars.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+    """
+    losses = token_losses(logits, labels, weight_mask, teacher_logits, alpha, softmax_axis)
+    return jnp.sum(losses), jnp.sum(weight_mask, dtype=jnp.float32)

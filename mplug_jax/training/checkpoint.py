@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -182,6 +183,38 @@ def load_params(
         arrays[name] = jax.device_put(arrays[name], wanted[name].sharding)
     tree = jax.tree_util.tree_map_with_path(lambda p, x: arrays.get(path_name(p), x), params)
     return tree, folder, todo
+
+
+def save_params(workdir: str | Path, params: Any) -> Path:
+    """Writes parameters alone, from which ``load_params`` and ``config.init_from`` start.
+
+    Args:
+      params: unboxed, arrays of NumPy or JAX.
+
+    Returns:
+      ``workdir/checkpoints/0``.
+
+    Raises:
+      CheckpointError: the folder has checkpoints already.
+    """
+    root = (Path(workdir) / "checkpoints").absolute()
+    if root.is_dir() and any(root.iterdir()):
+        raise CheckpointError(f"{root} has checkpoints already: give another folder.")
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(root / "0" / "state", {"params": params})
+    return root / "0"
+
+
+def read_params(path: str | Path) -> tuple[Any, Path]:
+    """Parameters as they were saved (NumPy), whatever their model, and the folder they are in.
+
+    Raises:
+      CheckpointError: nothing there, or not readable.
+    """
+    folder = find_checkpoint(path)
+    shapes = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in _saved_shapes(folder).items()}
+    arrays = {name: np.asarray(array) for name, array in _restore(folder, shapes).items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), folder
 
 
 def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

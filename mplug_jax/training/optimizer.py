@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mplug_jax.config import ConfigError
+from mplug_jax.training.schedules import learning_rate_schedule
 from mplug_jax.training.state import path_name
 
 SETTINGS = ("lr", "weight_decay", "freeze")
@@ -80,22 +81,6 @@ def _compiled(
     return compiled
 
 
-def learning_rate_schedule(config: Mapping[str, Any], lr: float, total_steps: int) -> Any:
-    """Linear warm-up from ``warmup_lr`` to ``lr``, then cosine to ``min_lr`` at the last step.
-
-    A rate below ``warmup_lr`` or ``min_lr`` (a slow part of the model) starts and ends no higher
-    than itself.
-    """
-    warmup = min(config["warmup_steps"], max(total_steps - 1, 0))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=min(config["warmup_lr"], lr),
-        peak_value=lr,
-        warmup_steps=warmup,
-        decay_steps=max(total_steps, warmup + 1),
-        end_value=min(config["min_lr"], lr),
-    )
-
-
 def make_optimizer(
     params: Any, config: Mapping[str, Any], total_steps: int
 ) -> optax.GradientTransformation:
@@ -103,8 +88,7 @@ def make_optimizer(
 
     Args:
       params: parameters or their shapes; only paths are used.
-      config: ``lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps, warmup_lr, min_lr, rules``;
-        ``clip_norm`` 0 turns clipping off.
+      config: the settings of ``config.optimizer``; ``clip_norm`` 0 turns clipping off.
     """
     tree = policies(params, config)
     leaves = jax.tree.leaves(tree)

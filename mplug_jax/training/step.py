@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mplug_jax.config import ConfigError
 from mplug_jax.objectives.momentum import ema
 from mplug_jax.training.optimizer import learning_rates, stop_frozen
 from mplug_jax.training.sharding import split_micro_batches
-from mplug_jax.training.state import TrainState
+from mplug_jax.training.state import TrainState, path_name
 
 Metrics = dict[str, jax.Array]
 
@@ -29,6 +31,34 @@ class Loss(Protocol):
     ) -> tuple[jax.Array, Any, Metrics]: ...
 
 
+def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
+    """``new``, with the parameters whose path a pattern matches (``re.search``) as in ``old``.
+
+    Raises:
+      ConfigError: a pattern that is no regular expression, or matches nothing.
+    """
+    unused = set(patterns)
+
+    def choose(path: tuple[Any, ...], before: Any, after: Any) -> Any:
+        matching = {p for p in patterns if re.search(p, path_name(path))}
+        unused.difference_update(matching)
+        return before if matching else after
+
+    try:
+        tree = jax.tree_util.tree_map_with_path(choose, old, new)
+    except re.error as error:
+        raise ConfigError(
+            f"config.objectives.teacher_frozen: {error.pattern!r} is no regular expression "
+            f"({error})."
+        ) from error
+    if unused:
+        raise ConfigError(
+            f"config.objectives.teacher_frozen: pattern {min(unused)!r} matches no parameter; "
+            f"top-level names: {', '.join(old)}."
+        )
+    return tree
+
+
 def make_train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -38,12 +68,17 @@ def make_train_step(
     accumulate: int,
     momentum: float,
     momentum_warmup: bool,
+    teacher_frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Builds the function that the loop compiles.
 
     With ``accumulate > 1`` the batch is cut into that many micro-batches whose gradients are
     averaged; contrastive terms then see one micro-batch (and the queue) at a time.
     ``momentum`` is the teacher's EMA decay; with ``momentum_warmup`` it starts near 0.
+    ``teacher_frozen``: patterns of parameters that the teacher keeps as they were at the start.
+
+    Raises:
+      ConfigError: when it is traced, for a pattern that cannot be used.
     """
 
     def value_and_grad(state: TrainState, extra: Any, batch: Any, rng: jax.Array) -> Any:
@@ -80,7 +115,9 @@ def make_train_step(
             if momentum_warmup:
                 # A young teacher follows closely, or it would teach its random start for long.
                 decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            state = state.replace(momentum_params=ema(state.momentum_params, state.params, decay))
+            teacher = ema(state.momentum_params, state.params, decay)
+            teacher = keep_frozen(state.momentum_params, teacher, teacher_frozen)
+            state = state.replace(momentum_params=teacher)
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         if accumulate == 1:
             grads, extra, metrics = value_and_grad(state, state.extra, batch, rng)

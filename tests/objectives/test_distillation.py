@@ -30,6 +30,22 @@ def test_runs_over_the_vocabulary_axis():
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_the_official_axis_normalises_the_student_over_positions():
+    logits, teacher = draws((2, 3, 7))
+    got = jax.jit(soft_cross_entropy, static_argnums=2)(logits, teacher, "sequence")
+    want = np.zeros((2, 3))
+    for b, t, v in np.ndindex(2, 3, 7):
+        column = np.exp(np.float64(logits[b, :, v]))
+        wish = np.exp(np.float64(teacher[b, t]))
+        want[b, t] -= wish[v] / wish.sum() * np.log(column[t] / column.sum())
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(ValueError, match="'vocab' is unknown; choose vocabulary or sequence"):
+        soft_cross_entropy(*draws((2, 3)), "vocab")
+
+
 def test_gradient_is_student_minus_teacher_and_never_reaches_the_teacher():
     logits, teacher = draws((4, 5), seed=1)
     run = jax.jit(jax.grad(lambda a, b: soft_cross_entropy(a, b).sum(), argnums=(0, 1)))

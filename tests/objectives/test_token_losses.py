@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mplug_jax.objectives.distillation import SOFTMAX_AXES
 from mplug_jax.objectives.mlm import mlm_loss
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
 from mplug_jax.objectives.token_losses import cross_entropy, token_cross_entropy
@@ -12,7 +13,7 @@ from mplug_jax.objectives.token_losses import cross_entropy, token_cross_entropy
 B, L, V = 4, 6, 9
 
 
-def reference(logits, labels, mask, teacher=None, alpha=0.0):
+def reference(logits, labels, mask, teacher=None, alpha=0.0, axis="vocabulary"):
     """Sum and count over the positions of `mask`, one token at a time."""
     total, count = 0.0, 0
     for b, t in zip(*np.nonzero(mask), strict=True):
@@ -20,7 +21,10 @@ def reference(logits, labels, mask, teacher=None, alpha=0.0):
         loss = -np.log(odds[labels[b, t]] / odds.sum())
         if teacher is not None:
             wish = np.exp(np.float64(teacher[b, t]))
-            soft = -np.dot(wish / wish.sum(), np.log(odds / odds.sum()))
+            of_all = odds.sum()
+            if axis == "sequence":
+                of_all = np.exp(np.float64(logits[b])).sum(axis=0)
+            soft = -np.dot(wish / wish.sum(), np.log(odds / of_all))
             loss = (1 - alpha) * loss + alpha * soft
         total, count = total + loss, count + 1
     return total, count
@@ -50,10 +54,15 @@ def test_sum_and_count(batch, distilled):
         assert count == want[1] == 13
 
 
-def test_gradient_matches_finite_differences_of_the_reference(batch):
-    rest = (batch["labels"], batch["mask"], batch["teacher"], 0.3)
-    grad = jax.jit(jax.grad(lambda x: token_cross_entropy(x, *rest)[0]))(batch["logits"])
+@pytest.mark.parametrize("axis", SOFTMAX_AXES)
+def test_gradient_matches_finite_differences_of_the_reference(batch, axis):
+    rest = (batch["labels"], batch["mask"], batch["teacher"], 0.3, axis)
+    run = jax.jit(jax.value_and_grad(lambda x: token_cross_entropy(x, *rest)[0]))
+    value, grad = run(batch["logits"])
+    np.testing.assert_allclose(value, reference(batch["logits"], *rest)[0], rtol=1e-5)
     step = 1e-5
+    # (1, 3, 0) is padding, which counts only if the softmax runs over the sequence.
+    assert (grad[1, 3, 0] != 0) == (axis == "sequence")
     for index in [(0, 0, 0), (0, 5, 8), (1, 2, 4), (2, 3, 1), (1, 3, 0), (3, 0, 2)]:
         up, down = np.float64(batch["logits"]), np.float64(batch["logits"])
         up[index] += step
@@ -100,6 +109,14 @@ def test_extreme_logits_stay_finite():
     assert np.all(np.isfinite(grad))
 
 
+def test_a_small_loss_among_large_logits_is_exact():
+    logits = np.array([1000.0, 999.0, 980.0], np.float32)
+    odds = np.exp(np.float64(logits) - 1000)
+    want = -np.log(odds / odds.sum())
+    got = [cross_entropy(logits, jnp.array(label)) for label in range(3)]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_bfloat16_logits_are_summed_in_float32():
     logits = jnp.array(np.random.default_rng(1).normal(size=(1, 500)) * 5, jnp.bfloat16)
     odds = np.exp(np.float64(logits[0]))
@@ -115,6 +132,34 @@ def test_shapes_that_disagree_are_named(batch):
         token_cross_entropy(
             batch["logits"], batch["labels"], batch["mask"], batch["teacher"][..., 1:], 0.4
         )
+
+
+def test_over_the_sequence_an_empty_text_reaches_neither_loss_nor_gradient(batch):
+    def loss(logits, teacher):
+        rest = (batch["labels"], batch["mask"], teacher, 0.5, "sequence")
+        return token_cross_entropy(logits, *rest)[0]
+
+    run = jax.jit(jax.value_and_grad(loss))
+    logits, teacher = batch["logits"].copy(), batch["teacher"].copy()
+    logits[3], teacher[3] = np.nan, np.nan
+    clean, dirty = run(batch["logits"], batch["teacher"]), run(logits, teacher)
+    assert clean[0] == dirty[0]
+    np.testing.assert_array_equal(clean[1], dirty[1])
+
+
+def test_mlm_and_prefix_lm_pass_the_axis_on(batch):
+    valid = np.array([True, True, False, True])
+    more = (batch["teacher"], 0.4, "sequence")
+    rows = batch["mask"] & valid[:, None]
+    want = reference(batch["logits"], batch["labels"], rows, *more)
+    got = jax.jit(mlm_loss, static_argnums=6)(
+        batch["logits"], batch["labels"], batch["mask"], valid, *more
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    shift = ((0, 0), (1, 0))
+    ids, mask = np.pad(batch["labels"], shift), np.pad(batch["mask"], shift)
+    got = jax.jit(prefix_lm_loss, static_argnums=6)(batch["logits"], ids, mask, valid, *more)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("distilled", [False, True])

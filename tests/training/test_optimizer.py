@@ -2,21 +2,24 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mplug_jax.config import ConfigError
+from mplug_jax.config import NO_DECAY, OFFICIAL_NO_DECAY, ConfigError
+from mplug_jax.models.config import PRESETS
+from mplug_jax.models.mplug import init_params
 from mplug_jax.training.optimizer import (
     Policy,
-    learning_rate_schedule,
     learning_rates,
     make_optimizer,
     policies,
     stop_frozen,
 )
+from mplug_jax.training.schedules import learning_rate_schedule
 
 CONFIG = {
     "lr": 1e-2,
@@ -28,6 +31,8 @@ CONFIG = {
     "warmup_steps": 2,
     "warmup_lr": 1e-4,
     "min_lr": 1e-3,
+    "schedule": "cosine",
+    "official": {"epochs": 0, "warmup_units": 0, "steps_per_epoch": 0, "iterations_per_step": 1},
     "rules": (),
 }
 SHAPES = {
@@ -174,6 +179,60 @@ def test_schedule_warms_up_and_decays_by_a_cosine(lr, warmup, total):
         np.testing.assert_allclose(schedule(0), min(1e-4, lr), rtol=1e-5)
     np.testing.assert_allclose(schedule(warmup), lr, rtol=1e-6)
     np.testing.assert_allclose(schedule(total), min(1e-3, lr), rtol=1e-5)
+
+
+def test_rules_keep_their_rate_under_the_official_schedule():
+    """A slow part warms down from the common start and ends at the common end."""
+    official = {"epochs": 2, "warmup_units": 1, "steps_per_epoch": 102, "iterations_per_step": 1}
+    config = with_rules(
+        (r"^visual_encoder", {"lr": 1e-3}),
+        schedule="official",
+        official=official,
+        warmup_lr=5e-3,
+        min_lr=5e-4,
+        weight_decay=0.0,
+    )
+    params = jax.tree.map(jnp.ones_like, draw(0))
+    optimizer = make_optimizer(params, config, 204)
+
+    def body(state, _):
+        # Adam's direction for a gradient of one is one.
+        updates, state = optimizer.update(params, state, params)
+        moved = updates["head"]["bias"][0], updates["visual_encoder"]["dense"]["bias"][0]
+        return state, jnp.stack(moved)
+
+    start = optimizer.init(params)
+    _, moved = jax.jit(lambda state: jax.lax.scan(body, state, length=210))(start)
+    for column, lr in enumerate((1e-2, 1e-3)):
+        half = 5e-4 + (lr - 5e-4) / 2
+        want = np.repeat([5e-3, lr, half, 5e-4], [101, 1, 102, 6])
+        np.testing.assert_allclose(-moved[:, column], want, rtol=1e-3)
+
+
+def test_official_decay_spares_biases_and_the_layer_norms_of_bert_alone():
+    """Decayed by its list: CLIP's norms and embeddings, the bridge's norm, the temperature."""
+    preset = PRESETS["tiny"].replace(text={"norm": "post", "width": 48})
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: init_params(preset, jax.random.key(0))))
+    decayed = {}
+    for rule in (NO_DECAY, OFFICIAL_NO_DECAY):
+        config = with_rules(rule, (r"^visual_encoder/", {"lr": 5e-3}))
+        found = flat(jax.tree.map(lambda policy: policy.weight_decay > 0, policies(shapes, config)))
+        decayed[rule[0]] = {name for name, decays in found.items() if decays}
+        assert not any(name.endswith("bias") for name in decayed[rule[0]])
+    vectors = decayed[OFFICIAL_NO_DECAY[0]] - decayed[NO_DECAY[0]]
+    assert vectors == {
+        "bridge/layer_norm/scale",
+        "temperature",
+        "visual_encoder/class_embedding",
+        "visual_encoder/position_embedding",
+        *(f"visual_encoder/{norm}/scale" for norm in ("ln_pre", "ln_post")),
+        *(f"visual_encoder/blocks/{norm}/scale" for norm in ("ln_1", "ln_2")),
+    }
+    assert decayed[NO_DECAY[0]] < decayed[OFFICIAL_NO_DECAY[0]]
+    rates = flat(jax.tree.map(lambda policy: policy.lr, policies(shapes, config)))
+    assert {name.split("/")[0] for name, rate in rates.items() if rate == 5e-3} == {
+        "visual_encoder"  # the bridge trains at the common rate, as in the official code
+    }
 
 
 @pytest.mark.parametrize("total", [1, 4])

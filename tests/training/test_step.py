@@ -1,6 +1,7 @@
 """One update: accumulation, the teacher, random draws, kept state, and sharded against whole."""
 
 import functools
+import re
 import string
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import optax
 import pytest
 
 from configs.quickstart import get_config
+from mplug_jax.config import ConfigError
 from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.training.optimizer import make_optimizer
 from mplug_jax.training.sharding import (
@@ -33,6 +35,8 @@ CONFIG = {
     "warmup_steps": 0,
     "warmup_lr": 0.0,
     "min_lr": 0.0,
+    "schedule": "cosine",
+    "official": {"epochs": 0, "warmup_units": 0, "steps_per_epoch": 0, "iterations_per_step": 1},
     "rules": (),
 }
 PARAMS = {"w": np.array([0.5, -1.0, 2.0], np.float32), "b": np.float32(0.25)}
@@ -90,7 +94,7 @@ def toy_state(step=0, seed=0, teacher=None, extra=None):
 
 
 @functools.cache
-def toy_program(accumulate, warmup, frozen):
+def toy_program(accumulate, warmup, frozen, teacher_frozen):
     step = make_train_step(
         squared_error,
         optax.sgd(1.0),
@@ -99,13 +103,14 @@ def toy_program(accumulate, warmup, frozen):
         accumulate=accumulate,
         momentum=0.9,
         momentum_warmup=warmup,
+        teacher_frozen=teacher_frozen,
     )
     return jax.jit(step)
 
 
-def toy_step(state, accumulate=1, warmup=False, frozen=()):
+def toy_step(state, accumulate=1, warmup=False, frozen=(), teacher_frozen=()):
     with jax.set_mesh(make_mesh({"data": 1}, jax.devices()[:1])):
-        return toy_program(accumulate, warmup, frozen)(state, toy_batch())
+        return toy_program(accumulate, warmup, frozen, teacher_frozen)(state, toy_batch())
 
 
 def close(actual, expected):
@@ -157,6 +162,26 @@ def test_teacher_moves_before_the_loss(step, warmup, decay):
     close(state.momentum_params["w"], expected["w"])
     close(state.momentum_params["b"], expected["b"])
     close(metrics["teacher"], expected["w"].sum() + expected["b"])
+
+
+def test_a_teacher_keeps_what_is_frozen_in_it():
+    state, metrics = toy_step(toy_state(teacher=TEACHER), teacher_frozen=("^w$", "w"))
+    free, _ = toy_step(toy_state(teacher=TEACHER))
+    np.testing.assert_array_equal(state.momentum_params["w"], TEACHER["w"])
+    np.testing.assert_array_equal(state.momentum_params["b"], free.momentum_params["b"])
+    close(metrics["teacher"], TEACHER["w"].sum() + free.momentum_params["b"])
+    for name in PARAMS:
+        np.testing.assert_array_equal(state.params[name], free.params[name])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [(("^w$", "^v$"), r"'\^v\$' matches no parameter; .*: w, b\.|b, w"), (("w(",), "no regular")],
+)
+def test_teacher_patterns_that_cannot_be_used_are_refused(patterns, said):
+    with pytest.raises(ConfigError, match="teacher_frozen") as caught:
+        toy_step(toy_state(teacher=TEACHER), teacher_frozen=patterns)
+    assert re.search(said, str(caught.value))
 
 
 def test_without_a_teacher_there_is_none():

@@ -44,6 +44,23 @@ def recall_at_k(
     return {k: 100.0 * float(np.mean(ranks < k)) for k in ks}
 
 
+def median_rank(
+    scores: np.ndarray,
+    positives: np.ndarray | None = None,
+    *,
+    query_ids: ArrayLike | None = None,
+    gallery_ids: ArrayLike | None = None,
+) -> float:
+    """Median over the queries of the rank of the best right item, 1 the best.
+
+    The `mdR` of video retrieval (official `retrieval_vid_mplug.py`). Arguments, ties and errors as
+    in `recall_at_k`.
+    """
+    scores = np.asarray(scores)
+    positives = _positives(scores, positives, query_ids, gallery_ids)
+    return float(np.median(_ranks(scores, positives) + 1))
+
+
 def retrieval_metrics(
     image_to_text: np.ndarray,
     text_to_image: np.ndarray,

@@ -174,3 +174,20 @@ def test_scatter_rejects_scores_that_fill_would_beat():
             retrieval.scatter_scores((1, 3), indices, np.array([[0.5, bad]]))
     with pytest.raises(ValueError, match="rows"):
         retrieval.scatter_scores((2, 3), indices, np.array([[0.5, 0.1]]))
+
+
+def test_median_rank_counts_from_one():
+    scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.4, 0.6], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
+    ids = {"query_ids": [0, 1, 2, 2], "gallery_ids": [0, 1, 2]}
+    assert retrieval.median_rank(scores, **ids) == 2.0  # ranks 1, 3, 1, 3
+    assert retrieval.median_rank(np.zeros((3, 3)), np.eye(3, dtype=bool)) == 3.0
+    assert retrieval.median_rank(np.eye(3), np.eye(3, dtype=bool)) == 1.0
+
+
+def test_median_rank_equals_official_evaluation_without_ties():
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(31, 31)) + 1.2 * np.eye(31)
+    ranks = [np.argsort(row)[::-1].tolist().index(i) for i, row in enumerate(scores)]
+    expected = np.median(np.array(ranks) + 1)
+    assert 1 < expected < 16
+    assert retrieval.median_rank(scores, np.eye(31, dtype=bool)) == expected

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from mplug_jax.generation.stepping import next_logits, prompt_rows, read_prompt, write_texts
 from mplug_jax.models.layers import Array
 from mplug_jax.models.mplug import MPlug
 
@@ -21,40 +21,39 @@ def greedy(
     sep_id: int,
     pad_id: int,
     max_length: int,
+    min_length: int = 0,
+    prompt_ids: Array | None = None,
+    allowed: Array | None = None,
 ) -> Array:
     """The likeliest next token, again and again, until every text has its [SEP].
 
     Args:
       memory: ``[B, M, D]`` with mask ``[B, M]``.
-      max_length: tokens of a text, [SEP] included.
+      max_length: tokens of a text, [SEP] included, the prompt not.
+      min_length: [SEP] is not among the first ``min_length`` tokens.
+      prompt_ids: ``[P]`` or ``[B, P]`` int32 with its leading [CLS] (None: [CLS] alone): what the
+        texts continue.
+      allowed: bool ``[vocab]`` or ``[max_length, vocab]``, the only tokens (of each step) that may
+        be generated.
 
     Returns:
-      ``[B, max_length]`` int32 without the leading [CLS], padded after [SEP].
+      ``[B, max_length]`` int32 without the prompt, padded after [SEP]. [CLS] and padding are never
+      chosen: they follow nothing in a text.
+
+    Raises:
+      ValueError: a prompt or ``allowed`` of the wrong shape; too few positions in the model.
     """
-    variables = {"params": params}
-    batch = memory.shape[0]
-    cache = model.apply(variables, memory, 1, max_length, method="init_cache")
-    start = (
-        jnp.int32(0),
-        jnp.full((batch,), cls_id, jnp.int32),
-        jnp.zeros((batch,), bool),
-        jnp.full((batch, max_length), pad_id, jnp.int32),
+    prompt = prompt_rows(prompt_ids, cls_id, memory.shape[0])
+    last, cache = read_prompt(model, params, memory, memory_mask, prompt, max_length)
+    texts = write_texts(
+        next_logits(model, params, memory_mask, max_length, allowed),
+        lambda logits, step: logits.argmax(-1).astype(jnp.int32),
+        last,
         cache,
+        cls_id=cls_id,
+        sep_id=sep_id,
+        pad_id=pad_id,
+        max_length=max_length,
+        min_length=min_length,
     )
-
-    def unfinished(loop: Any) -> Array:
-        step, _, done, _, _ = loop
-        return (step < max_length) & ~done.all()
-
-    def extend(loop: Any) -> Any:
-        step, last, done, texts, cache = loop
-        logits, cache = model.apply(
-            variables, last[:, None], memory_mask, cache, method="decode_step"
-        )
-        # [CLS] and padding never follow anything in a text.
-        logits = logits[:, 0].at[:, jnp.array([cls_id, pad_id])].set(-jnp.inf)
-        token = jnp.where(done, pad_id, logits.argmax(-1).astype(jnp.int32))
-        texts = texts.at[:, step].set(token)
-        return step + 1, token, done | (token == sep_id), texts, cache
-
-    return jax.lax.while_loop(unfinished, extend, start)[3]
+    return texts.ids

@@ -19,6 +19,10 @@ class VisionConfig:
     ``stem='conv'`` replaces the patch convolution by a ladder of 3x3 stride-2 convolutions with
     the same output grid (Xiao et al. 2021, "Early convolutions help transformers see better"):
     for models trained from scratch on little data; the released weights use ``'patch'``.
+
+    The fields that make it DINOv2's instead (see ``DINOV2``): ``pre_norm``, a LayerNorm before the
+    blocks; ``patch_bias``, a bias of the patch convolution; ``layer_scale``, the initial factor on
+    each residual branch, 0 for none.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -30,6 +34,9 @@ class VisionConfig:
     attention_dropout: float = 0.1
     activation: str = "quick_gelu"
     stem: str = "patch"
+    pre_norm: bool = True
+    patch_bias: bool = False
+    layer_scale: float = 0.0
     ln_eps: float = 1e-5
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -41,6 +48,19 @@ class VisionConfig:
             self.image_size[0] // self.patch_size[0],
             self.image_size[1] // self.patch_size[1],
         )
+
+
+# What DINOv2's ViT has where CLIP's differs: ``VisionConfig(**DINOV2)``, or in a config file
+# ``config.model.vision.update(DINOV2)``. Its mean and deviation are ImageNet's.
+DINOV2: dict[str, Any] = {
+    "pre_norm": False,
+    "patch_bias": True,
+    "layer_scale": 1.0,
+    "activation": "gelu",
+    "ln_eps": 1e-6,
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.229, 0.224, 0.225),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +182,16 @@ def _check_vision(vision: VisionConfig) -> None:
             )
     _choice("model.vision.stem", vision.stem, ("patch", "conv"))
     _choice("model.vision.activation", vision.activation, ("quick_gelu", "gelu"))
+    if vision.layer_scale < 0:
+        raise ValueError(
+            "config.model.vision.layer_scale must be 0 (none) or positive, got "
+            f"{vision.layer_scale}."
+        )
+    if vision.stem == "conv" and vision.patch_bias:
+        raise ValueError(
+            "config.model.vision.patch_bias belongs to the patch convolution, which stem='conv' "
+            "replaces: set it to False."
+        )
     if vision.stem == "conv" and (
         vision.patch_size[0] != vision.patch_size[1]
         or vision.patch_size[0] & (vision.patch_size[0] - 1)

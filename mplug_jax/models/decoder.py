@@ -37,10 +37,24 @@ class DecoderCache:
     length: Array
 
     def reorder(self, index: Array) -> DecoderCache:
-        """Keeps hypotheses ``index [N]`` (the survivors of a beam step)."""
+        """Keeps hypotheses ``index [B, N/B]`` of each row (the survivors of a beam step).
+
+        Hypotheses never leave their row, so a batch sharded over devices needs no communication.
+        """
+        rows, count = index.shape
+
+        def pick(x: Array) -> Array:
+            grouped = x.reshape(x.shape[0], rows, count, *x.shape[2:])
+            chosen = jnp.take_along_axis(grouped, index[None, :, :, None, None, None], axis=2)
+            return chosen.reshape(x.shape)
+
+        return self.replace(self_keys=pick(self.self_keys), self_values=pick(self.self_values))
+
+    def fork(self, copies: int) -> DecoderCache:
+        """Every hypothesis ``copies`` times, as neighbours; the cross keys stay as they are."""
         return self.replace(
-            self_keys=jnp.take(self.self_keys, index, axis=1),
-            self_values=jnp.take(self.self_values, index, axis=1),
+            self_keys=jnp.repeat(self.self_keys, copies, axis=1),
+            self_values=jnp.repeat(self.self_values, copies, axis=1),
         )
 
 
@@ -161,14 +175,20 @@ class Decoder(nn.Module):
         )
         return self._logits(x), cache
 
-    def __call__(self, ids: Array, memory: Array, memory_mask: Array) -> Array:
+    def __call__(
+        self, ids: Array, memory: Array, memory_mask: Array, mask: Array | None = None
+    ) -> Array:
         """Teacher-forced logits ``[N, T, vocab]`` of ``ids [N, T]``.
 
         Args:
           memory: ``[B, M, D]``, N a multiple of B (N/B consecutive texts share a row).
           memory_mask: ``[B, M]`` bool.
+          mask: ``[N, T]`` bool, the real tokens, or None: padding comes last, where the causal mask
+            hides it from every real token. The official code masks it from other padding, too.
         """
         causal = jnp.tril(jnp.ones((ids.shape[1],) * 2, bool))[None, None]
+        if mask is not None:
+            causal &= mask[:, None, None, :]
         x, _ = self.blocks(
             self.embeddings(ids), None, None, memory, 0, causal, memory_mask[:, None, None, :]
         )

@@ -123,9 +123,11 @@ class MPlug(nn.Module):
             jnp.concatenate([image_mask, text_mask], axis=1),
         )
 
-    def decode(self, ids: Array, memory: Array, memory_mask: Array) -> Array:
+    def decode(
+        self, ids: Array, memory: Array, memory_mask: Array, mask: Array | None = None
+    ) -> Array:
         """Teacher-forced logits ``[N, T, vocab]``; see ``Decoder``."""
-        return self.decoder(ids, memory, memory_mask)
+        return self.decoder(ids, memory, memory_mask, mask)
 
     def init_cache(self, memory: Array, hypotheses: int, max_length: int) -> DecoderCache:
         """An empty decoding cache; see ``Decoder``."""

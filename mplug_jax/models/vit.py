@@ -1,4 +1,4 @@
-"""CLIP-style vision transformer (facts section 1; official ``models/clip/model.py``)."""
+"""Vision transformer: CLIP's (facts section 1; official ``models/clip/model.py``) and DINOv2's."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def resize_positions(table: Array, old: tuple[int, int], new: tuple[int, int]) -
     return jnp.concatenate([table[:1], grid.reshape(-1, width)])
 
 
+class LayerScale(nn.Module):
+    """One learned factor a channel on a residual branch (DINOv2; Touvron et al. 2021, CaiT)."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial), ("embed",))
+        return x * self.param("scale", init, (x.shape[-1],)).astype(x.dtype)
+
+
 class ViTBlock(nn.Module):
     """Pre-LN transformer block."""
 
@@ -60,10 +71,12 @@ class ViTBlock(nn.Module):
         attention = Attention(
             c.width, c.heads, c.attention_dropout, c.width**-0.5, self.dtype, name="attention"
         )
+        mlp = MLP(c.width, c.mlp_dim, c.activation, c.width**-0.5, self.dtype, name="mlp")
         y = layer_norm(c.ln_eps, "ln_1")(x).astype(self.dtype)
-        x = x + attention(y, y)
-        y = layer_norm(c.ln_eps, "ln_2")(x).astype(self.dtype)
-        x = x + MLP(c.width, c.mlp_dim, c.activation, c.width**-0.5, self.dtype, name="mlp")(y)
+        y = attention(y, y)
+        x = x + (LayerScale(c.layer_scale, name="layer_scale_1")(y) if c.layer_scale else y)
+        y = mlp(layer_norm(c.ln_eps, "ln_2")(x).astype(self.dtype))
+        x = x + (LayerScale(c.layer_scale, name="layer_scale_2")(y) if c.layer_scale else y)
         self.sow("intermediates", "output", x)
         return x, None
 
@@ -129,9 +142,10 @@ class ViT(nn.Module):
                 c.patch_size,
                 strides=c.patch_size,
                 padding="VALID",
-                use_bias=False,
+                use_bias=c.patch_bias,
                 dtype=self.dtype,
                 kernel_init=kernel_init(std, None, None, "patch", "embed"),
+                bias_init=zeros_init("embed"),
                 name="patch_embedding",
             )(x)
         grid = x.shape[1:3]
@@ -145,7 +159,8 @@ class ViT(nn.Module):
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, c.width))
         x = jnp.concatenate([cls, x], axis=1)
         x = x + resize_positions(positions, c.grid, grid).astype(self.dtype)
-        x = layer_norm(c.ln_eps, "ln_pre")(x).astype(self.dtype)
+        if c.pre_norm:
+            x = layer_norm(c.ln_eps, "ln_pre")(x).astype(self.dtype)
         self.sow("intermediates", "embedded", x)
         blocks = layer_stack(ViTBlock, c.depth, self.remat, self.scan_unroll, {"__call__": ()})
         x, _ = blocks(c, self.dtype, name="blocks")(x)

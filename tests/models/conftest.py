@@ -153,13 +153,21 @@ def vit(p, image, vision, positions):
         for c in range(columns)
     ]
     cls = np.broadcast_to(p["class_embedding"], (len(image), 1, vision.width))
-    x = np.concatenate([cls, np.stack(patches, 1) @ kernel], axis=1) + positions
-    x = layer_norm(p["ln_pre"], x, vision.ln_eps)
+    embedded = np.stack(patches, 1) @ kernel
+    if vision.patch_bias:
+        embedded = embedded + p["patch_embedding"]["bias"]
+    x = np.concatenate([cls, embedded], axis=1) + positions
+    if vision.pre_norm:
+        x = layer_norm(p["ln_pre"], x, vision.ln_eps)
+    activation = {"gelu": gelu, "quick_gelu": quick_gelu}[vision.activation]
     for layer in layers(p["blocks"], vision.depth):
+        scales = (
+            [layer[f"layer_scale_{i}"]["scale"] for i in (1, 2)] if vision.layer_scale else (1, 1)
+        )
         y = layer_norm(layer["ln_1"], x, vision.ln_eps)
-        x = x + attention(layer["attention"], y, y)
+        x = x + scales[0] * attention(layer["attention"], y, y)
         y = layer_norm(layer["ln_2"], x, vision.ln_eps)
-        x = x + mlp(layer["mlp"], y, quick_gelu)
+        x = x + scales[1] * mlp(layer["mlp"], y, activation)
     return layer_norm(p["ln_post"], x, vision.ln_eps)
 
 

@@ -63,10 +63,9 @@ def test_cached_logits_are_the_uncached_ones_also_after_a_reorder(compiled, smal
     np.testing.assert_allclose(logits, expected[:, 2:3], atol=1e-5)
 
     # The first hypothesis of row 0 takes both places, those of row 1 change theirs.
-    index = np.array([0, 0, 3, 2])
-    texts = np.concatenate([IDS[index, :3], IDS[:, 3:]], axis=1)
+    texts = np.concatenate([IDS[[0, 0, 3, 2], :3], IDS[:, 3:]], axis=1)
     expected = whole(variables, texts, memory, mask)
-    cache = cache.reorder(index)
+    cache = cache.reorder(np.array([[0, 0], [1, 0]]))
     for t in range(3, IDS.shape[1]):
         logits, cache = step(variables, texts[:, t : t + 1], cache)
         np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)

@@ -84,6 +84,18 @@ def test_impossible_numbers_are_named(changes, message):
         ModelConfig().replace(**changes)
 
 
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"layer_scale": -0.1}, "layer_scale must be 0 .* got -0.1"),
+        ({"stem": "conv", "patch_bias": True}, "patch_bias belongs to the patch convolution"),
+    ],
+)
+def test_settings_of_dinov2_that_cannot_be(vision, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig().replace(vision=vision)
+
+
 def test_replace_changes_a_nested_field_and_nothing_else():
     base = preset("base")
     changed = base.replace(vision={"image_size": (384, 320)}, dtype="bfloat16")

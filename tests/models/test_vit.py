@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mplug_jax.models.config import VisionConfig
+from mplug_jax.models.config import DINOV2, VisionConfig
 from mplug_jax.models.vit import ConvStem, ViT, normalise, resize_positions
 
 
@@ -58,17 +58,32 @@ def test_bytes_are_normalised_and_floats_are_taken_as_they_come():
     np.testing.assert_array_equal(normalise(floats, vision), floats)
 
 
-@pytest.mark.parametrize("grid", [(2, 3), (3, 2)])
-def test_vit_is_the_numpy_one(compiled, small, params_of, reference, grid):
-    vision = small.vision
+@pytest.mark.parametrize(("kind", "grid"), [({}, (2, 3)), ({}, (3, 2)), (DINOV2, (2, 3))])
+def test_vit_is_the_numpy_one(compiled, small, params_of, reference, kind, grid):
+    config = small.replace(vision=kind)
+    vision = config.vision
     assert vision.grid == (2, 3)  # so that the second grid is another one
-    params = params_of(small)["visual_encoder"]
+    params = params_of(config)["visual_encoder"]
     sides = [side * patch for side, patch in zip(grid, vision.patch_size, strict=True)]
     image = np.random.default_rng(1).normal(size=(2, *sides, 3)).astype(np.float32)
     got = compiled(ViT(vision).apply)({"params": params}, image)
     positions = resized(params["position_embedding"], vision.grid, grid)
     assert got.shape == (2, 7, vision.width)
     np.testing.assert_allclose(got, reference.vit(params, image, vision, positions), atol=1e-4)
+
+
+def test_what_dinov2_has_where_clip_has_not(small, shapes_of):
+    vision = small.replace(vision=DINOV2 | {"layer_scale": 0.25}).vision
+    image = jnp.zeros((1, *vision.image_size, 3))
+    params = nn.meta.unbox(ViT(vision).init(jax.random.key(0), image))["params"]
+    assert "ln_pre" not in params
+    np.testing.assert_array_equal(params["patch_embedding"]["bias"], np.zeros(vision.width))
+    for name in ("layer_scale_1", "layer_scale_2"):
+        scale = params["blocks"][name]["scale"]
+        np.testing.assert_array_equal(scale, np.full((vision.depth, vision.width), 0.25))
+    clip = shapes_of(small)["visual_encoder"]
+    assert not any("layer_scale" in name for name in clip["blocks"])
+    assert "bias" not in clip["patch_embedding"]
 
 
 def test_a_picture_without_whole_patches_is_refused(small):

@@ -1,41 +1,31 @@
-"""Real photographs from scratch: Flickr8k's 6,000 photos, ``--config.data.root=<folder>``.
+"""Real photographs: Flickr8k's 6,000 photos, ``--config.data.root=<folder>``, on two CPU cores.
 
 The folder holds ``train.json`` and ``val.json``, each ``[{"image": name, "caption": [five]}]``,
-and the photos they name. Sized for two CPU cores.
+and the photos they name.
+
+- ``configs/flickr8k.py``: 3.2M parameters from scratch, with a vocabulary of its own;
+- ``configs/flickr8k.py:small``: from DINOv2 ViT-S/14 and MiniLM-L6, which ``python -m
+  mplug_jax.convert towers`` turns into ``--config.init_from``; BERT's ``vocab.txt`` in the folder.
 """
 
 from ml_collections import ConfigDict
 
 from mplug_jax.config import caption_eval, defaults, retrieval_eval
+from mplug_jax.models.config import DINOV2
 
 TRAIN = {"kind": "retrieval", "path": "train.json"}
 VAL = {"kind": "retrieval", "path": "val.json"}
 
 
-def get_config() -> ConfigDict:
-    """A 3M-parameter mPLUG at 112 px."""
-    config = defaults("tiny")
-    config.total_steps = 3000
-    config.batch_size = 64
-    config.log_every = 50
-    config.eval_every = 500
-    config.checkpoint_every = 250
-    config.model.vision.update(
-        {
-            "image_size": (112, 112),
-            "patch_size": (16, 16),
-            "width": 128,
-            "depth": 4,
-            "heads": 4,
-            "mlp_dim": 512,
-        }
-    )
-    config.model.text.update(
-        {"vocab_size": 0, "width": 128, "heads": 4, "mlp_dim": 512, "init_std": 0.08}
-    )
-    config.model.fusion.update({"depth": 2, "stride": 1})
-    config.model.embed_dim = 128
-    config.model.scan_unroll = 4
+def get_config(size: str = "scratch") -> ConfigDict:
+    """The config of either size.
+
+    Raises:
+      ValueError: another size.
+    """
+    if size not in ("scratch", "small"):
+        raise ValueError(f"configs/flickr8k.py:{size} is unknown; choose scratch or small.")
+    config = scratch() if size == "scratch" else small()
     with config.objectives.unlocked():
         # A teacher and a queue need thousands of steps before they help.
         config.objectives.momentum = 0.0
@@ -43,21 +33,61 @@ def get_config() -> ConfigDict:
         config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.0
         config.objectives.itm.fraction = 0.25
         config.objectives.prefix.empty_rate = 0.5
+    config.data.train = (TRAIN,)
+    config.data.randaugment = False
+    config.checkpoint.best_metric = "retrieval/r_mean"
+    return config
+
+
+def scratch() -> ConfigDict:
+    """A 3.2M-parameter mPLUG at 112 px, of the full scenes' width."""
+    config = defaults("tiny")
+    config.total_steps = 3000
+    config.batch_size = 64
+    config.log_every = 50
+    config.eval_every = 500
+    config.checkpoint_every = 250
+    config.model.vision.update({"image_size": (112, 112), "patch_size": (16, 16)})
+    config.model.vision.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
+    config.model.text.update({"vocab_size": 0, "width": 128, "heads": 4, "mlp_dim": 512})
+    config.model.text.init_std = 0.08
+    config.model.fusion.update({"depth": 2, "stride": 1})
+    config.model.embed_dim = 128
+    config.model.scan_unroll = 4
     config.optimizer.update(
         {"lr": 1e-3, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 150, "warmup_lr": 0.0}
     )
-    config.data.update(
-        {
-            "train": (TRAIN,),
-            "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 3000},
-            "text_length": 24,
-            "target_length": 24,
-            "crop_scale": (0.5, 1.0),
-            "randaugment": False,
-        }
-    )
+    config.optimizer.rules += (("^temperature$", {"lr": 1e-4}),)
+    config.data.tokenizer.update({"kind": "sentencepiece", "path": "", "vocab_size": 3000})
+    config.data.update({"text_length": 24, "target_length": 24, "crop_scale": (0.5, 1.0)})
     with config.evals.unlocked():
         config.evals.retrieval = retrieval_eval(VAL, limit=1000, rerank=16, captions=0)
         config.evals.caption = caption_eval(VAL, limit=64, max_length=24)
-    config.checkpoint.best_metric = "retrieval/r_mean"
+    return config
+
+
+def small() -> ConfigDict:
+    """70M parameters of width 384 at 112 px; the image encoder is frozen, its output kept."""
+    config = defaults("small")
+    config.total_steps = 150
+    config.batch_size = 128
+    config.log_every = 10
+    config.eval_every = 0
+    config.checkpoint_every = 50
+    config.model.vision.update({**DINOV2, "image_size": (112, 112), "attention_dropout": 0.0})
+    config.model.fusion.update({"depth": 3, "schedule": "paper", "stride": 2})
+    config.model.decoder.depth = 3
+    config.objectives.mlm.fraction = 0.25
+    config.objectives.prefix.fraction = 0.5
+    config.optimizer.update({"lr": 3e-4, "b2": 0.98, "warmup_steps": 20, "warmup_lr": 0.0})
+    config.optimizer.rules += (
+        ("^visual_encoder/", {"freeze": True}),
+        ("^text_encoder/", {"lr": 1e-4}),
+        ("^(vision_proj|text_proj|itm_head)/|/cross_attention/", {"lr": 1e-3}),
+        ("^temperature$", {"lr": 1e-4}),
+    )
+    config.data.update({"text_length": 20, "target_length": 20, "cached_variants": 1})
+    with config.evals.unlocked():
+        config.evals.retrieval = retrieval_eval(VAL, limit=1000, rerank=8, captions=0)
+        config.evals.caption = caption_eval(VAL, limit=1000, max_length=20)
     return config

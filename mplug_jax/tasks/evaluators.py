@@ -5,9 +5,10 @@ Every process reads the whole held-out set and holds every result; devices share
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from mplug_jax.data.records import Source
 from mplug_jax.data.sources import build_source
 from mplug_jax.data.tokenizers import Tokenizer
 from mplug_jax.data.transforms import ImageTransform
+from mplug_jax.evaluation.captions import caption_metrics
 from mplug_jax.evaluation.retrieval import retrieval_metrics, scatter_scores, top_k_indices
 from mplug_jax.evaluation.scene_captions import attribute_accuracy
 from mplug_jax.generation.greedy import greedy
@@ -44,30 +46,38 @@ def _padded(count: int, rows: int) -> Iterator[np.ndarray]:
         yield np.concatenate([block, np.full(rows - len(block), block[0])])
 
 
+class HeldOut(NamedTuple):
+    """What is evaluated on what.
+
+    Attributes:
+      source: the held-out records, one a picture.
+      examples: how they become model input.
+      mesh: the devices that share the work.
+    """
+
+    model: MPlug
+    tokenizer: Tokenizer
+    source: Source
+    examples: EvalExamples
+    mesh: Any
+
+    def batches(self, limit: int) -> Iterator[dict[str, np.ndarray]]:
+        """The first ``limit`` records, in batches of a size that the mesh divides."""
+        return eval_batches(self.source, self.examples, _rows(self.mesh), limit)
+
+
 class RetrievalEvaluator:
     """Recall of image-text retrieval: ITC similarities, the best re-ranked by the ITM logit.
 
     Args:
-      source: one record a picture.
       limit: pictures used.
       rerank: candidates of each query that fusion scores.
       captions: texts of a picture, its first ones; 0 takes all.
     """
 
-    def __init__(
-        self,
-        model: MPlug,
-        tokenizer: Tokenizer,
-        source: Source,
-        examples: EvalExamples,
-        mesh: Any,
-        *,
-        limit: int,
-        rerank: int,
-        captions: int,
-    ):
-        self._tokenizer, self._source, self._examples = tokenizer, source, examples
-        self._mesh, self._limit, self._rerank, self._captions = mesh, limit, rerank, captions
+    def __init__(self, data: HeldOut, *, limit: int, rerank: int, captions: int):
+        self._data, model = data, data.model
+        self._limit, self._rerank, self._captions = limit, rerank, captions
 
         def encode_image(params: Any, batch: Any) -> Any:
             variables = {"params": params}
@@ -86,7 +96,7 @@ class RetrievalEvaluator:
             )
             return model.apply(variables, text, method="match")[:, 1]
 
-        out = replicated(mesh)
+        out = replicated(data.mesh)
         self._encode_image = jax.jit(encode_image, out_shardings=out)
         self._encode_text = jax.jit(encode_text, out_shardings=out)
         self._match = jax.jit(match, out_shardings=out)
@@ -112,8 +122,8 @@ class RetrievalEvaluator:
     def _images(self, params: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Embeddings ``[N, V, D]``, features ``[N, E]`` and source indices ``[N]``."""
         embeds, feats, indices = [], [], []
-        for batch in eval_batches(self._source, self._examples, _rows(self._mesh), self._limit):
-            placed = place_global_batch({"image": batch["image"]}, self._mesh)
+        for batch in self._data.batches(self._limit):
+            placed = place_global_batch({"image": batch["image"]}, self._data.mesh)
             outputs = [np.asarray(x) for x in self._encode_image(params, placed)]
             embeds.append(outputs[0][batch["valid"]])
             feats.append(outputs[1][batch["valid"]])
@@ -122,11 +132,13 @@ class RetrievalEvaluator:
 
     def _texts(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids and masks ``[M, L]`` of all captions, and for each the row of its picture."""
-        encoded, owner = [], []
+        data, encoded, owner = self._data, [], []
         for row, index in enumerate(indices):
-            captions = self._source[int(index)]["captions"]
+            captions = data.source[int(index)]["captions"]
             for caption in captions[: self._captions or None]:
-                encoded.append(self._tokenizer.encode(caption, self._examples.text_length))
+                encoded.append(
+                    self._data.tokenizer.encode(caption, self._data.examples.text_length)
+                )
                 owner.append(row)
         ids, mask = (np.stack(part) for part in zip(*encoded, strict=True))
         return ids, mask, np.array(owner)
@@ -135,8 +147,8 @@ class RetrievalEvaluator:
         self, params: Any, ids: np.ndarray, mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         parts = []
-        for block in _padded(len(ids), 4 * _rows(self._mesh)):
-            batch = place_global_batch({"ids": ids[block], "mask": mask[block]}, self._mesh)
+        for block in _padded(len(ids), 4 * _rows(self._data.mesh)):
+            batch = place_global_batch({"ids": ids[block], "mask": mask[block]}, self._data.mesh)
             parts.append([np.asarray(x) for x in self._encode_text(params, batch)])
         embeds, feats = (np.concatenate(part)[: len(ids)] for part in zip(*parts, strict=True))
         return embeds, feats
@@ -160,10 +172,12 @@ class RetrievalEvaluator:
         # Most pairs are candidates both ways; each is scored once.
         pairs, inverse = np.unique(image_rows * len(text) + text_rows, return_inverse=True)
         logits = []
-        for block in _padded(len(pairs), 4 * _rows(self._mesh)):
+        for block in _padded(len(pairs), 4 * _rows(self._data.mesh)):
             i, t = np.divmod(pairs[block], len(text))
             batch = {"image": image[i], "text": text[t], "mask": mask[t]}
-            logits.append(np.asarray(self._match(params, place_global_batch(batch, self._mesh))))
+            logits.append(
+                np.asarray(self._match(params, place_global_batch(batch, self._data.mesh)))
+            )
         values = np.concatenate(logits)[: len(pairs)][inverse]
         to_text, to_image = np.split(values, [texts_of.size])
         return to_text.reshape(texts_of.shape), to_image.reshape(images_of.shape)
@@ -177,10 +191,12 @@ class RetrievalEvaluator:
         scores: np.ndarray,
     ) -> None:
         """Pictures with the text ranked first for each."""
-        count = min(SHEET_ROWS, len(scores))
+        data, count = self._data, min(SHEET_ROWS, len(scores))
         best = scores[:count].argmax(axis=1)
-        texts = [self._tokenizer.decode(ids[i][1:]) for i in best]
-        images = [self._examples(self._source[int(indices[i])])["image"] for i in range(count)]
+        texts = [self._data.tokenizer.decode(ids[i][1:]) for i in best]
+        images = [
+            self._data.examples(self._data.source[int(indices[i])])["image"] for i in range(count)
+        ]
         right = [bool(owner[best[i]] == i) for i in range(count)]
         sample_sheet(folder / "retrieval.png", np.stack(images), texts, ok=right)
 
@@ -192,24 +208,9 @@ class CaptionEvaluator:
       limit: pictures captioned; max_length: tokens of a caption.
     """
 
-    def __init__(
-        self,
-        model: MPlug,
-        tokenizer: Tokenizer,
-        source: Source,
-        examples: EvalExamples,
-        mesh: Any,
-        *,
-        limit: int,
-        max_length: int,
-    ):
-        self._tokenizer, self._source, self._examples, self._mesh = (
-            tokenizer,
-            source,
-            examples,
-            mesh,
-        )
-        self._limit = limit
+    def __init__(self, data: HeldOut, *, limit: int, max_length: int):
+        self._data, self._limit = data, limit
+        model, tokenizer = data.model, data.tokenizer
 
         def caption(params: Any, image: jax.Array) -> jax.Array:
             variables = {"params": params}
@@ -235,36 +236,48 @@ class CaptionEvaluator:
                 max_length=max_length,
             )
 
-        self._caption = jax.jit(caption, out_shardings=replicated(mesh))
+        self._caption = jax.jit(caption, out_shardings=replicated(data.mesh))
 
     def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
-        """Fractions ``attribute_accuracy`` ... for scenes; the mean length in words for others."""
+        """Fractions ``attribute_accuracy`` ... for scenes; ``cider`` and its like for others."""
         captions: list[str] = []
         indices: list[int] = []
         shown: list[np.ndarray] = []
-        for batch in eval_batches(self._source, self._examples, _rows(self._mesh), self._limit):
-            image = place_global_batch({"image": batch["image"]}, self._mesh)["image"]
+        for batch in self._data.batches(self._limit):
+            image = place_global_batch({"image": batch["image"]}, self._data.mesh)["image"]
             ids = np.asarray(self._caption(params, image))
             for row in np.flatnonzero(batch["valid"]):
-                captions.append(self._tokenizer.decode(ids[row]))
+                captions.append(self._data.tokenizer.decode(ids[row]))
                 indices.append(int(batch["index"][row]))
                 if len(shown) < SHEET_ROWS:
                     shown.append(batch["image"][row])
         right: list[bool | None] = [None] * len(shown)
-        if hasattr(self._source, "layout"):
-            layouts = [self._source.layout(i) for i in indices]
+        source = self._data.source
+        if hasattr(source, "layout"):
+            layouts = [source.layout(i) for i in indices]
             metrics = attribute_accuracy(layouts, captions)
             right = [
                 bool(attribute_accuracy([layouts[i]], [captions[i]])["attribute_accuracy"])
                 for i in range(len(shown))
             ]
         else:
-            metrics = {"words": float(np.mean([len(caption.split()) for caption in captions]))}
+            references = {i: source[i]["captions"] for i in indices}
+            said = dict(zip(indices, captions, strict=True))
+            metrics = caption_metrics(said, references, java=False)
+            metrics["words"] = float(np.mean([len(caption.split()) for caption in captions]))
         if samples is not None:
+            self._write(samples, indices, captions)
             sample_sheet(
                 samples / "captions.png", np.stack(shown), captions[: len(shown)], ok=right
             )
         return metrics
+
+    def _write(self, folder: Path, indices: list[int], captions: list[str]) -> None:
+        """``captions.json``, in the format of COCO's caption evaluation, ids as strings."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = [self._data.source[i]["id"] for i in indices]
+        lines = [{"image_id": i, "caption": c} for i, c in zip(ids, captions, strict=True)]
+        (folder / "captions.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False))
 
 
 EVALUATORS = {"retrieval": RetrievalEvaluator, "caption": CaptionEvaluator}
@@ -280,6 +293,6 @@ def build_evaluators(setup: Setup, mesh: Any) -> dict[str, Any]:
             settings.source, config.data.root, config.seed, config.data.max_bad_fraction
         )
         options = {k: v for k, v in settings.items() if k not in ("kind", "source")}
-        kind = EVALUATORS[settings.kind]
-        built[name] = kind(setup.model, setup.tokenizer, source, examples, mesh, **options)
+        data = HeldOut(setup.model, setup.tokenizer, source, examples, mesh)
+        built[name] = EVALUATORS[settings.kind](data, **options)
     return built

@@ -19,7 +19,7 @@ from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.models.config import preset
 from mplug_jax.models.mplug import MPlug, init_params
 from mplug_jax.tasks import evaluators
-from mplug_jax.tasks.evaluators import CaptionEvaluator, RetrievalEvaluator
+from mplug_jax.tasks.evaluators import CaptionEvaluator, HeldOut, RetrievalEvaluator
 from mplug_jax.training.sharding import make_mesh, replicated
 
 pytestmark = pytest.mark.slow
@@ -105,9 +105,8 @@ def retrieved(model, params, parts, tmp_path_factory):
     metrics = {}
     for count, samples in ((1, folder), (8, None)):
         mesh = mesh_of(count)
-        evaluator = RetrievalEvaluator(
-            model, *parts, mesh, limit=SCENES, rerank=RERANK, captions=CAPTIONS
-        )
+        data = HeldOut(model, *parts, mesh)
+        evaluator = RetrievalEvaluator(data, limit=SCENES, rerank=RERANK, captions=CAPTIONS)
         metrics[count] = evaluator(place(params, mesh), samples)
     return metrics, folder
 
@@ -195,13 +194,15 @@ def test_captions_are_the_greedy_ones_of_each_picture(
         return draw(path, images, titles, **options)
 
     monkeypatch.setattr(evaluators, "sample_sheet", record)
-    results = []
+    results, written = [], []
     for count in (1, 8):
         mesh = mesh_of(count)
-        evaluator = CaptionEvaluator(model, *parts, mesh, limit=10, max_length=WORDS)
+        evaluator = CaptionEvaluator(HeldOut(model, *parts, mesh), limit=10, max_length=WORDS)
         results.append(evaluator(place(params, mesh), tmp_path / str(count)))
         with Image.open(tmp_path / str(count) / "captions.png") as sheet:
             assert sheet.format == "PNG"
+        lines = json.loads((tmp_path / str(count) / "captions.json").read_text())
+        written.append({line["image_id"]: line["caption"] for line in lines})
 
     prefix = jnp.array([[tokenizer.cls_id, tokenizer.sep_id]])
     mask = jnp.ones((1, 2), bool)
@@ -221,5 +222,7 @@ def test_captions_are_the_greedy_ones_of_each_picture(
     assert len(set(expected)) > 2
     assert shown[:10] == expected
     assert shown[10:] == expected
+    said = {source[index]["id"]: caption for index, caption in enumerate(expected)}
+    assert written == [said, said]
     assert results[0] == results[1]
     assert results[0]["attribute_accuracy"] == 0.0  # what a random model says is wrong

@@ -193,10 +193,8 @@ class RetrievalEvaluator:
         """Pictures with the text ranked first for each."""
         data, count = self._data, min(SHEET_ROWS, len(scores))
         best = scores[:count].argmax(axis=1)
-        texts = [self._data.tokenizer.decode(ids[i][1:]) for i in best]
-        images = [
-            self._data.examples(self._data.source[int(indices[i])])["image"] for i in range(count)
-        ]
+        texts = [data.tokenizer.decode(ids[i][1:]) for i in best]
+        images = [data.examples(data.source[int(indices[i])])["image"] for i in range(count)]
         right = [bool(owner[best[i]] == i) for i in range(count)]
         sample_sheet(folder / "retrieval.png", np.stack(images), texts, ok=right)
 

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # A second run of the suite skips most of its compilation. The folder is the user's own, since
 # another user's files in a shared temporary folder could neither be written nor trusted. Set in
 # the environment, these reach the processes that tests start, too.
@@ -21,3 +23,7 @@ import jax  # noqa: E402 (it reads the environment when imported)
 # many as there are cores, so a test on one device still computes on all of them. Not in the
 # environment: a training process that a test starts sees one device, as its user would.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goldens", help="folder of official cases for tests/parity")

@@ -22,6 +22,8 @@ from mplug_jax.training.checkpoint import (
     CheckpointError,
     find_checkpoint,
     load_params,
+    read_params,
+    save_params,
     saved_config,
 )
 from mplug_jax.training.state import TrainState, create_state
@@ -225,6 +227,25 @@ def test_parameters_that_differ_are_all_listed(run):
         "only in the model: head/scale",
         "head/kernel: (5, 3) in the checkpoint, (5, 4) in the model",
     ]
+
+
+def test_parameters_alone_are_a_checkpoint(tmp_path):
+    tree = params()
+    tree["head"]["ids"] = np.arange(3, dtype=np.float32)  # of NumPy, too
+    folder = save_params(tmp_path / "new" / "run", tree)
+    assert folder == tmp_path / "new" / "run" / "checkpoints" / "0"
+    loaded, found, _ = load_params(tmp_path / "new" / "run", abstract(jax.device_put(tree)), (1, 1))
+    assert found == folder
+    assert_same_bits(loaded, tree)
+    with pytest.raises(CheckpointError, match="has checkpoints already"):
+        save_params(tmp_path / "new" / "run", tree)
+
+
+def test_parameters_are_read_without_knowing_the_model(run):
+    read, folder = read_params(run)
+    assert folder == run / "checkpoints" / "3"
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(read))
+    assert_same_bits(read, params())
 
 
 def test_a_checkpoint_without_readable_parameters(tmp_path):

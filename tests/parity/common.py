@@ -15,6 +15,8 @@ from tests.parity.cases import SPECIAL, Case, compiled
 # What the official code fills texts of unequal length with.
 NO_TOKEN = {"pad_id": -1}
 MOMENTUM = 0.995
+# A retrieval case holds gradients for two alphas, and the norms of all of them for this one.
+NORMS_OF_RETRIEVAL = "alpha0.4/grad/"
 # Official mistake: the teacher's fusion network is in no list of pairs to average.
 OFFICIAL_TEACHER_FROZEN = ("^fusion/",)
 
@@ -47,7 +49,7 @@ def gradients(case: Case, loss: Callable[[Any], Any], prefix: str) -> tuple[Any,
     named = case.official_names(grads)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in named.values()))
     values = {f"{prefix}{name}": Value(g) for name, g in named.items()}
-    if prefix == "grad/":
+    if prefix in ("grad/", NORMS_OF_RETRIEVAL):
         values |= {f"norm/{name}": Value(np.linalg.norm(g)) for name, g in named.items()}
     return result, values | {f"{prefix}global_norm": Value(norm)}
 

@@ -32,6 +32,10 @@ UNREAD = {
         "a hook caught attention logits [B, heads, L, L] in place of the momentum similarities; "
         "those show in loss_ita, whose targets they are"
     ),
+    r"^sum/": (
+        "momentum twins of what the model never reads (CLIP's text tower, dead fusion layers, tied "
+        "copies); those of every parameter that it has are compared"
+    ),
     r"^metric/.*(r5|r10|mean)$": (
         "recall beyond the k_test re-ranked candidates depends on how a sort orders ties at -100"
     ),

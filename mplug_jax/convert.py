@@ -173,6 +173,10 @@ def _model(config: ConfigDict, tensors: Tensors) -> ModelConfig:
 def _write(params: Any, report: Report, model: ModelConfig, options: Options) -> str:
     """The checkpoint, its config.json and the account of it, unless something is unexpected."""
     report.expect(options.expect_unused, options.expect_missing)
+    try:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(f"--out={options.out} cannot be made: {error.strerror}.") from error
     folder = save_params(options.out, params)
     config = ConfigDict(options.config or config_lib.defaults("base"))
     with config.unlocked():

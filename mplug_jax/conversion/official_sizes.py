@@ -81,8 +81,10 @@ def read_sizes(
     for name, value in inferred.items():
         part, _, field = name.rpartition(".")
         parts.setdefault(part, {})[field] = value
-    config = base.replace(**parts.pop("", {}), **parts)
-    return Sizes(config, shown, notes)
+    try:
+        return Sizes(base.replace(**parts.pop("", {}), **parts), shown, notes)
+    except ValueError as error:
+        raise ConversionError(f"The sizes of the file make no model: {error}") from error
 
 
 def fusion_layers_of(tensors: Tensors) -> int:

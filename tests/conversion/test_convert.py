@@ -96,6 +96,8 @@ def test_without_a_config_the_sizes_are_read_off(tmp_path, small):
         "--text_heads=2",
     )
     assert "left at init: 0 parameters" in text
+    with pytest.raises(ConversionError, match=r"vision\.width=12 is not a multiple of .*heads=5"):
+        convert("mplug", tmp_path / "w.safetensors", "--out=x", "--vision_heads=5")
     model = saved_config(tmp_path / "run")["model"]
     assert model["fusion"] == {"depth": 3, "schedule": "official", "stride": 2}
     loaded(tmp_path / "run", small)
@@ -126,6 +128,8 @@ def test_unexpected_tensors_must_be_named(tmp_path, small, config_file):
     assert not (tmp_path / "run").exists()
     convert(*command, f"--out={tmp_path / 'run'}", "--expect_unused=^extra")
     assert "--expect_unused=^extra" in (tmp_path / "run" / "conversion.txt").read_text()
+    with pytest.raises(ConversionError, match=r"w\.safetensors cannot be made: File exists"):
+        convert(*command, f"--out={tmp_path / 'w.safetensors'}", "--expect_unused=^extra")
     with pytest.raises(CheckpointError, match="has checkpoints already"):
         convert(*command, f"--out={tmp_path / 'run'}", "--expect_unused=^extra")
 

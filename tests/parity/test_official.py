@@ -17,6 +17,8 @@ import pytest
 from tests.parity.cases import Case, folders
 from tests.parity.groups import GROUPS, Values
 
+pytestmark = pytest.mark.slow
+
 # First match decides: 'exact', ('abs', x): largest difference, ('rel', x): norm of the difference
 # over the norm of the official value.
 TOLERANCES = (

@@ -313,18 +313,18 @@ def run_main(main: Callable[[ConfigDict, str], None]) -> None:
 
     def checked(_: Sequence[str]) -> None:
         if config_flag.value is None or not workdir.value:
-            _exit("Give --config=configs/<file>.py and --workdir=<folder>.")
+            exit_with("Give --config=configs/<file>.py and --workdir=<folder>.")
         try:
             Path(workdir.value).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            _exit(f"--workdir={workdir.value} cannot be made: {error.strerror}.")
+            exit_with(f"--workdir={workdir.value} cannot be made: {error.strerror}.")
         try:
             main(config_flag.value, workdir.value)
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             # Run by `python -m`, the module with the command is called __main__.
             if not type(error).__module__.startswith(("mplug_jax.", "__main__")):
                 raise
-            _exit(str(error))
+            exit_with(str(error))
 
     app.run(checked, flags_parser=_parse_flags)
 
@@ -336,13 +336,13 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
         if (config := flags.FLAGS["config"].value) is not None:
             config.lock()  # of a file that was not found, raises only when used
     except Exception as error:  # a config file may raise anything
-        _exit(_explanation(argv, error))
+        exit_with(explanation(argv, error))
     if rest:
-        _exit(f"Unexpected argument {rest[0]!r}: settings are given as --config.<key>=<value>.")
+        exit_with(f"Unexpected argument {rest[0]!r}: settings are given as --config.<key>=<value>.")
     return argv[:1]
 
 
-def _explanation(argv: Sequence[str], error: Exception) -> str:
+def explanation(argv: Sequence[str], error: Exception) -> str:
     """What is wrong with the config file, else with a key, else what the parser said."""
     joined = re.findall(r"(?m)^--?config[=\n](.*)$", "\n".join(argv))
     if joined:
@@ -400,6 +400,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _exit(message: str) -> NoReturn:
+def exit_with(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mplug_jax import command_line
 from mplug_jax import config as config_lib
 from mplug_jax.conversion import official
 from mplug_jax.conversion.bert import WORDS, fill_text_towers
@@ -208,7 +209,7 @@ def run(argv: Sequence[str]) -> str:
     except Exception as error:  # a config file may raise anything
         if "--help" in argv:
             return f"{__doc__}\n{values.get_help()}"
-        raise ConversionError(config_lib.explanation(argv, error)) from error
+        raise ConversionError(command_line.explanation(argv, error)) from error
     given = {field.name: values[field.name].value for field in dataclasses.fields(Options)}
     if command[:1] != ["inspect"] and not given["out"]:
         raise ConversionError("Give --out=<folder>, or for export --out=<file>.")
@@ -232,4 +233,4 @@ if __name__ == "__main__":
     try:
         print(run(sys.argv))
     except (ConversionError, CheckpointError, config_lib.ConfigError) as failure:
-        config_lib.exit_with(str(failure))
+        command_line.exit_with(str(failure))

@@ -22,7 +22,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mplug_jax.config import ConfigError, config_errors, run_main, save_config, validate
+from mplug_jax.command_line import run_main
+from mplug_jax.config import ConfigError, config_errors, save_config
 from mplug_jax.data.pipeline import BadBudget, TrainIterator, train_iterator
 from mplug_jax.tasks import build_task
 from mplug_jax.training.checkpoint import Checkpointer, load_params
@@ -42,6 +43,7 @@ from mplug_jax.training.sharding import (
 from mplug_jax.training.state import TrainState, create_state, params_sha256
 from mplug_jax.training.step import make_train_step
 from mplug_jax.training.summary import describe_parameters, describe_step
+from mplug_jax.validation import validate
 
 
 class NonFiniteError(FloatingPointError):

@@ -14,18 +14,17 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from mplug_jax.config import (
     NO_DECAY,
-    RANGES,
     ConfigError,
     defaults,
     model_config,
     save_config,
-    validate,
 )
+from mplug_jax.validation import RANGES, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 # Prints what the loop would get, without importing the loop.
 ECHO = """
-from mplug_jax.config import run_main
+from mplug_jax.command_line import run_main
 def main(config, workdir):
     print(config.total_steps, config.batch_size, config.seed, config.log_every,
           config.checkpoint_every, config.eval_every, config.init_from, config.data.root,
@@ -87,7 +86,7 @@ def test_what_follows_the_official_code_is_off_and_can_be_given(tmp_path):
         "--config.objectives.teacher_frozen=('^fusion/',)",
         "--config.objectives.official_sequence_softmax=True",
         script="""
-from mplug_jax.config import run_main
+from mplug_jax.command_line import run_main
 def main(config, workdir):
     official = config.optimizer.official
     print(config.optimizer.schedule, official.epochs, official.warmup_units,

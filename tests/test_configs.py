@@ -12,8 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import configs
-from mplug_jax.config import ConfigError, defaults, model_config, validate
+from mplug_jax.config import ConfigError, defaults, model_config
 from mplug_jax.models.mplug import count_params, init_params
+from mplug_jax.validation import validate
 
 # The released large model's fusion indeed never updates the image stream.
 pytestmark = pytest.mark.filterwarnings("ignore:config.model.fusion")

@@ -330,7 +330,7 @@ def test_the_command_ends_with_one_message(tmp_path, override, said):
 def test_divergence_is_a_message_though_its_module_is_main(tmp_path):
     script = tmp_path / "main.py"
     script.write_text(
-        "from mplug_jax.config import run_main\n"
+        "from mplug_jax.command_line import run_main\n"
         "class NonFiniteError(FloatingPointError): pass\n"
         "def main(config, workdir):\n"
         "    raise NonFiniteError('step 3: loss=nan') if config.seed == 0 else ValueError('bug')\n"

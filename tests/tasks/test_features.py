@@ -14,12 +14,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mplug_jax.config import ConfigError, validate
+from mplug_jax.config import ConfigError
 from mplug_jax.data.pipeline import train_iterator
 from mplug_jax.data.records import BadSample
 from mplug_jax.models.mplug import init_params
 from mplug_jax.tasks.features import with_features
 from mplug_jax.tasks.pretrain import Pretrain
+from mplug_jax.validation import validate
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from mplug_jax.config import validate
 from mplug_jax.data.pipeline import train_iterator
 from mplug_jax.objectives.itc import ITCOutput
 from mplug_jax.objectives.itm import sample_negatives
 from mplug_jax.tasks.pretrain import Pretrain, Texts
+from mplug_jax.validation import validate
 
 pytestmark = pytest.mark.slow
 

@@ -33,7 +33,7 @@ KINDS: dict[str, SourceKind] = {
     "scenes": SourceKind(
         Scenes,
         frozenset({"level", "split"}),
-        frozenset({"size", "fields", "seed", "cache"}),
+        frozenset({"size", "fields", "seed", "cache", "max_objects"}),
         reads_files=False,
     ),
     "captions": _file_kind(),

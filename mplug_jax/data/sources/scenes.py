@@ -61,9 +61,11 @@ class Scenes:
         seed: another seed is another set of scenes, with the same division into splits.
         cache: keep every record once drawn in memory (about 4 kB a scene at "easy", 15 kB at
             "full"), so that only the first epoch draws.
+        max_objects: a training scene holds 1 to this many objects; None takes the level's number.
 
     Raises:
-        ValueError: an unknown level, split or field, or a size below 1.
+        ValueError: an unknown level, split or field, a size below 1, or max_objects that the
+            level does not have or that a held-out split was given.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Scenes:
         fields: tuple[str, ...] = ("captions",),
         seed: int = 0,
         cache: bool = False,
+        max_objects: int | None = None,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"scenes: unknown level {level!r}; choose one of {list(LEVELS)}")
@@ -84,6 +87,13 @@ class Scenes:
         self.size = DEFAULT_SIZES[level][split] if size is None else size
         if self.size < 1:
             raise ValueError(f"scenes: size must be at least 1, got {size}")
+        most = LEVELS[level].max_objects
+        if max_objects is not None and (split != "train" or not 1 <= max_objects <= most):
+            raise ValueError(
+                f"scenes: max_objects must be 1 to {most} at level {level!r}, and only training "
+                f"scenes take it; got {max_objects} for {split!r}"
+            )
+        self.max_objects = most if max_objects is None else max_objects
         self.level, self.split, self.fields, self.seed = level, split, tuple(fields), seed
         self._held_out: list[Layout] | None = None
         self._records: dict[int, Record] | None = {} if cache else None
@@ -103,7 +113,7 @@ class Scenes:
         spec = LEVELS[self.level]
         if self.split == "train":
             stream = self.stream(int(index), purpose=0)
-            return draw_layout(spec, "train", stream, 1 + stream.below(spec.max_objects))
+            return draw_layout(spec, "train", stream, 1 + stream.below(self.max_objects))
         if self._held_out is None:
             plan = _held_out_layouts(spec, self.split, self.stream(0, purpose=1))
             self._held_out = list(islice(plan, self.size))

@@ -1,0 +1,122 @@
+"""``--config``, ``--workdir`` and what is said of a mistake in them: one message, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from mplug_jax.config import ConfigError
+
+
+def run_main(main: Callable[[ConfigDict, str], None]) -> None:
+    """Runs ``main(config, workdir)`` from ``--config`` and ``--workdir``.
+
+    A user's mistake ends with one message and exit status 2, without a traceback.
+    """
+    config_flag = config_flags.DEFINE_config_file(
+        "config", None, "Config file; single values as --config.total_steps=1000.", lock_config=True
+    )
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Folder of the run: checkpoints, metrics, plots."
+    )
+
+    def checked(_: Sequence[str]) -> None:
+        if config_flag.value is None or not workdir.value:
+            exit_with("Give --config=configs/<file>.py and --workdir=<folder>.")
+        try:
+            Path(workdir.value).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            exit_with(f"--workdir={workdir.value} cannot be made: {error.strerror}.")
+        try:
+            main(config_flag.value, workdir.value)
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            # Run by `python -m`, the module with the command is called __main__.
+            if not type(error).__module__.startswith(("mplug_jax.", "__main__")):
+                raise
+            exit_with(str(error))
+
+    app.run(checked, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    """absl's parser, with mistakes told in one message."""
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if (config := flags.FLAGS["config"].value) is not None:
+            config.lock()  # of a file that was not found, raises only when used
+    except Exception as error:  # a config file may raise anything
+        exit_with(explanation(argv, error))
+    if rest:
+        exit_with(f"Unexpected argument {rest[0]!r}: settings are given as --config.<key>=<value>.")
+    return argv[:1]
+
+
+def explanation(argv: Sequence[str], error: Exception) -> str:
+    """What is wrong with the config file, else with a key, else what the parser said."""
+    joined = re.findall(r"(?m)^--?config[=\n](.*)$", "\n".join(argv))
+    if joined:
+        path, _, arg = joined[0].partition(":")
+        try:
+            keys = _flat(_load(path, arg).to_dict())
+        except Exception as failure:
+            return _file_explanation(path, failure)
+        for key in re.findall(r"(?m)^--?(?:no)?config\.([^=\n]+)", "\n".join(argv)):
+            if key not in keys:
+                return f"config.{key} does not exist.{_nearest(key, keys)}"
+    return f"{_short(error)} See --help."
+
+
+def _file_explanation(path: str, failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.filename == path:
+        return f"The config file {path} cannot be read: {failure.strerror}."
+    lines = [f.lineno for f in traceback.extract_tb(failure.__traceback__) if f.filename == path]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"The config file {path}{where} failed: {type(failure).__name__}: {_short(failure)}"
+
+
+def _short(error: BaseException) -> str:
+    """An error's text without the dump of the whole config that ml_collections puts into it."""
+    inner = error.args[0] if error.args else None
+    if isinstance(inner, BaseException):
+        return _short(inner)
+    if " Other fields present: " in str(error):
+        return re.sub(r'(?s) Other fields present: ".*}"', "", inner).replace("\n", " ")
+    return str(error)
+
+
+def _load(path: str, arg: str) -> ConfigDict:
+    """Runs a config file by itself, so that what it raises is not wrapped by the parser."""
+    namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
+    exec(compile(Path(path).read_text(), path, "exec"), namespace)
+    if "get_config" not in namespace:
+        raise ConfigError("it defines no get_config()")
+    return namespace["get_config"](arg) if arg else namespace["get_config"]()
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str:
+    """A hint: the key of the same last name in another group, or the one spelt most alike."""
+    namesakes = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
+    near = namesakes or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    return f" Did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, value in tree.items():
+        names.append(prefix + key)
+        if isinstance(value, Mapping):
+            names += _flat(value, f"{prefix}{key}.")
+    return names
+
+
+def exit_with(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

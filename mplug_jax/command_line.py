@@ -1,4 +1,4 @@
-"""``--config``, ``--workdir`` and what is said of a mistake in them: one message, no traceback."""
+"""The flags of train and evaluate, and what is said of a mistake: one message, no traceback."""
 
 from __future__ import annotations
 
@@ -13,43 +13,113 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mplug_jax import saved_config
 from mplug_jax.config import ConfigError
 
 
-def run_main(main: Callable[[ConfigDict, str], None]) -> None:
+def run_main(main: Callable[[ConfigDict, str], Any]) -> None:
     """Runs ``main(config, workdir)`` from ``--config`` and ``--workdir``.
 
     A user's mistake ends with one message and exit status 2, without a traceback.
     """
+
+    def start(config: ConfigDict, given: Mapping[str, str]) -> None:
+        main(config, _made(given["workdir"]))
+
+    _run(
+        start,
+        {"workdir": "Folder of the run: checkpoints, metrics, plots."},
+        required="workdir",
+        usage="Give --config=configs/<file>.py and --workdir=<folder>.",
+    )
+
+
+def run_evaluation(
+    main: Callable[[ConfigDict, str, str], Any], default_workdir: Callable[[str, str], Path]
+) -> None:
+    """Runs ``main(config, checkpoint, workdir)`` from the flags of these names.
+
+    Args:
+      default_workdir: (checkpoint, name of the config) -> the folder where none is given.
+
+    Mistakes end as in ``run_main``.
+    """
+
+    def start(config: ConfigDict, given: Mapping[str, str]) -> None:
+        name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        workdir = given["workdir"] or str(default_workdir(given["checkpoint"], name))
+        main(config, given["checkpoint"], _made(workdir))
+
+    _run(
+        start,
+        {
+            "checkpoint": "Workdir of a run, one of its checkpoints, or what convert wrote.",
+            "workdir": "Folder of the results; default: evaluation/<config>-<step> of the run.",
+        },
+        required="checkpoint",
+        usage="Give --config=configs/<file>.py, or a run's config.json, and "
+        "--checkpoint=<workdir or checkpoint>.",
+    )
+
+
+def _run(
+    start: Callable[[ConfigDict, Mapping[str, str]], None],
+    texts: Mapping[str, str],
+    required: str,
+    usage: str,
+) -> None:
+    """Runs ``start(config, values of the flags that texts names)``.
+
+    Without a config, or the flag that is required, ``usage`` is told.
+    """
     config_flag = config_flags.DEFINE_config_file(
-        "config", None, "Config file; single values as --config.total_steps=1000.", lock_config=True
+        "config",
+        None,
+        "Config file, or the config.json of a run; single values as --config.total_steps=1000.",
+        lock_config=True,
     )
-    workdir = flags.DEFINE_string(
-        "workdir", None, "Folder of the run: checkpoints, metrics, plots."
-    )
+    given = {name: flags.DEFINE_string(name, "", text) for name, text in texts.items()}
 
     def checked(_: Sequence[str]) -> None:
-        if config_flag.value is None or not workdir.value:
-            exit_with("Give --config=configs/<file>.py and --workdir=<folder>.")
+        if config_flag.value is None or not given[required].value:
+            exit_with(usage)
         try:
-            Path(workdir.value).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            exit_with(f"--workdir={workdir.value} cannot be made: {error.strerror}.")
-        try:
-            main(config_flag.value, workdir.value)
+            start(config_flag.value, {name: flag.value for name, flag in given.items()})
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
-            # Run by `python -m`, the module with the command is called __main__.
-            if not type(error).__module__.startswith(("mplug_jax.", "__main__")):
-                raise
-            exit_with(str(error))
+            end_with_message(error)
 
     app.run(checked, flags_parser=_parse_flags)
+
+
+def end_with_message(error: Exception) -> NoReturn:
+    """Ends the program with the message of a mistake that is the user's; raises any other."""
+    # Run by `python -m`, the module with the command is called __main__.
+    if not type(error).__module__.startswith(("mplug_jax.", "__main__")):
+        raise error
+    exit_with(str(error))
+
+
+def _made(workdir: str) -> str:
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        exit_with(f"--workdir={workdir} cannot be made: {error.strerror}.")
+    return workdir
+
+
+def config_name(given: str) -> str:
+    """A name for what ``--config`` gives: 'quickstart-vqa' for ``configs/quickstart.py:vqa``, and
+    'x' for ``runs/x/config.json``."""
+    path, _, arg = given.partition(":")
+    if path == saved_config.__file__:
+        return Path(arg).absolute().parent.name
+    return "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w.-]+", "-", arg))))
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     """absl's parser, with mistakes told in one message."""
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS(_reading_saved(argv))[1:]
         if (config := flags.FLAGS["config"].value) is not None:
             config.lock()  # of a file that was not found, raises only when used
     except Exception as error:  # a config file may raise anything
@@ -57,6 +127,20 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     if rest:
         exit_with(f"Unexpected argument {rest[0]!r}: settings are given as --config.<key>=<value>.")
     return argv[:1]
+
+
+def _reading_saved(argv: Sequence[str]) -> list[str]:
+    """The arguments with each config.json in the form of a Python config file that reads it."""
+    names, reader = ("--config", "-config"), f"{saved_config.__file__}:"
+    read = []
+    for before, argument in zip(("", *argv), argv, strict=False):
+        name, _, value = argument.partition("=")
+        if argument.endswith(".json") and name in names:
+            argument = f"{name}={reader}{value}"
+        elif argument.endswith(".json") and before in names:
+            argument = reader + argument
+        read.append(argument)
+    return read
 
 
 def explanation(argv: Sequence[str], error: Exception) -> str:
@@ -94,6 +178,8 @@ def _short(error: BaseException) -> str:
 
 def _load(path: str, arg: str) -> ConfigDict:
     """Runs a config file by itself, so that what it raises is not wrapped by the parser."""
+    if path.endswith(".json"):
+        return saved_config.get_config(path)
     namespace: dict[str, Any] = {"__name__": "config", "__file__": path}
     exec(compile(Path(path).read_text(), path, "exec"), namespace)
     if "get_config" not in namespace:

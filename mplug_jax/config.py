@@ -72,6 +72,31 @@ def defaults(model: str) -> ConfigDict:
             "prefix": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "empty_rate": 0.0},
         }
     )
+    config.finetune = ConfigDict(
+        {
+            # prompt: what every caption continues, "a picture of" with the official weights;
+            # memory: what the decoder reads, 'image' (official) or 'fused' with an empty text
+            "caption": {"prompt": "", "memory": "image"},
+            "scst": {
+                "search": "beam",  # or sample
+                "texts": 5,  # of a picture
+                "max_length": 25,  # tokens, as in the evaluator
+                "min_length": 0,
+                "length_penalty": 0.6,
+                "procedure": "standard",  # of beam search, or official
+                "baseline": "mean",  # of the picture's own texts (official), or greedy
+                "chunks": 2,  # parts of a batch: one is rewarded while the next is decoded
+            },
+            # answers: the most frequent ones that are learnt; alpha: distillation, which the
+            # official code switches off by mistake
+            "vqa": {"answers": 10, "alpha": 0.0, "context": True},
+            "grounding": {
+                "bins": 337,
+                "appended": False,  # to the vocabulary; False: BERT's [unused] tokens (official)
+                "official_reduction": False,
+            },
+        }
+    )
     config.optimizer = ConfigDict(
         {
             "lr": 1e-4,
@@ -97,7 +122,8 @@ def defaults(model: str) -> ConfigDict:
         {
             "root": config_dict.placeholder(str),
             "train": (),
-            "tokenizer": {"kind": "wordpiece", "path": "vocab.txt", "vocab_size": 0},
+            # texts: a source that SentencePiece is trained on, if not the first of `train`
+            "tokenizer": {"kind": "wordpiece", "path": "vocab.txt", "vocab_size": 0, "texts": ()},
             "text_length": 30,  # tokens, with [CLS] and [SEP]
             "target_length": 30,
             "crop_scale": (0.2, 1.0),
@@ -124,19 +150,69 @@ OFFICIAL_NO_DECAY = (r"(bias|(?<!bridge/)layer_norm/scale)$", {"weight_decay": 0
 
 
 def retrieval_eval(
-    source: Mapping[str, Any], *, limit: int, rerank: int, captions: int = 1
+    source: Mapping[str, Any], *, limit: int, rerank: int, captions: int = 1, score: str = "itm"
 ) -> dict[str, Any]:
     """Settings of a retrieval evaluator: ITC ranking, then ITM over the ``rerank`` best.
 
-    ``captions``: texts of a picture, its first ones; 0 takes all.
+    ``limit``: pictures, here and below; 0 takes all. ``captions``: texts of a picture, its first
+    ones; 0 takes all. ``score``: 'itm', the match logit, or 'itm+sim', with the ITC similarity
+    added to it, as in the official video retrieval.
     """
-    settings = {"limit": limit, "rerank": rerank, "captions": captions}
+    settings = {"limit": limit, "rerank": rerank, "captions": captions, "score": score}
     return {"kind": "retrieval", "source": dict(source), **settings}
 
 
-def caption_eval(source: Mapping[str, Any], *, limit: int, max_length: int) -> dict[str, Any]:
-    """Settings of a captioning evaluator: greedy captions of at most ``max_length`` tokens."""
-    return {"kind": "caption", "source": dict(source), "limit": limit, "max_length": max_length}
+def caption_eval(
+    source: Mapping[str, Any],
+    *,
+    limit: int,
+    max_length: int,
+    min_length: int = 0,
+    beams: int = 1,
+    procedure: str = "standard",
+    memory: str = "fused",
+    prompt: str = "",
+) -> dict[str, Any]:
+    """Settings of a captioning evaluator: the best of ``beams``, ``max_length`` tokens at most.
+
+    ``procedure``, ``memory`` and ``prompt`` as in ``config.finetune``; a single beam is greedy.
+    """
+    lengths = {"max_length": max_length, "min_length": min_length}
+    search = {"beams": beams, "procedure": procedure, "memory": memory, "prompt": prompt}
+    return {"kind": "caption", "source": dict(source), "limit": limit, **lengths, **search}
+
+
+def vqa_eval(
+    source: Mapping[str, Any],
+    *,
+    limit: int,
+    answers: str = "generate",
+    answer_list: str = "",
+    rank: int = 128,
+    beams: int = 1,
+    max_length: int = 10,
+    procedure: str = "standard",
+) -> dict[str, Any]:
+    """Settings of a VQA evaluator over ``limit`` questions (0: all).
+
+    ``answers``: 'generate' texts of ``max_length`` tokens by ``beams``, or 'rank' the candidates:
+    those of ``answer_list`` (a JSON list under data.root), or without it all answers of the
+    source; the ``rank`` ones whose first token is likeliest are scored whole. ``procedure``
+    'official' also counts that token twice, as the official ranking does.
+    """
+    chosen = {"answers": answers, "answer_list": answer_list, "rank": rank}
+    search = {"beams": beams, "max_length": max_length, "procedure": procedure}
+    return {"kind": "vqa", "source": dict(source), "limit": limit, **chosen, **search}
+
+
+def grounding_eval(source: Mapping[str, Any], *, limit: int) -> dict[str, Any]:
+    """Settings of a grounding evaluator over ``limit`` phrases (0: all)."""
+    return {"kind": "grounding", "source": dict(source), "limit": limit}
+
+
+def classification_eval(source: Mapping[str, Any], *, limit: int) -> dict[str, Any]:
+    """Settings of an accuracy over ``limit`` records, of what ``config.task`` decides."""
+    return {"kind": "classification", "source": dict(source), "limit": limit}
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:

@@ -35,7 +35,13 @@ from mplug_jax.conversion.vision import fill_image_encoder
 from mplug_jax.conversion.writing import write_weights
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.mplug import count_params
-from mplug_jax.training.checkpoint import CheckpointError, read_params, save_params, saved_config
+from mplug_jax.training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    read_params,
+    save_params,
+    saved_config,
+)
 
 REPORT = "conversion.txt"
 
@@ -146,8 +152,8 @@ def export_checkpoint(path: str, options: Options) -> str:
       ConversionError, CheckpointError: no checkpoint, its config is not known, or the official code
         has no such model.
     """
-    params, folder = read_params(path)
-    config = options.config or saved_config(path)
+    params, folder = read_params(find_checkpoint(path, "CHECKPOINT"))
+    config = options.config or saved_config(folder)
     if config is None:
         raise ConversionError(f"{folder} has no config.json beside it: give --config.")
     words = params["text_encoder"]["embeddings"]["word"]["embedding"]

@@ -10,14 +10,13 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -41,7 +40,7 @@ from mplug_jax.training.sharding import (
     state_shardings,
 )
 from mplug_jax.training.state import TrainState, create_state, params_sha256
-from mplug_jax.training.step import make_train_step
+from mplug_jax.training.step import first_momentum_params, make_train_step
 from mplug_jax.training.summary import describe_parameters, describe_step
 from mplug_jax.validation import validate
 
@@ -73,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     with config_errors():
         task = build_task(config, workdir)
-        evaluators = task.evaluators(mesh)
+        evaluators, rollout = task.evaluators(mesh), task.rollout(mesh)
     program = _program(config, task, mesh)
     with contextlib.ExitStack() as stack:
         iterator = stack.enter_context(contextlib.closing(_iterator(config, task)))
@@ -82,7 +81,9 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         )
         with ThreadPoolExecutor(1) as background:
             # The step compiles while the state is made, which compiles a program of its own.
-            compiling = background.submit(_compile, config, task, mesh, program, iterator)
+            example = iterator.first_example()
+            example = example if rollout is None else rollout.shapes(example)
+            compiling = background.submit(_compile, config, task, mesh, program, example)
             state, start = _state(config, task, program, checkpointer, iterator)
             step_fn, flops = compiling.result()
         if first:
@@ -116,6 +117,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
                 break
             batch = next(iterator)
             budget.update(batch)
+            if rollout is not None:
+                batch = rollout(state.params, batch, step)
             state, metrics = step_fn(state, place_local_batch(batch, mesh))
             # The step before this one has finished by now, so looking at it stalls nothing.
             _check_finite(pending)
@@ -156,8 +159,9 @@ def _program(config: ConfigDict, task: Any, mesh: Mesh) -> Program:
     def init() -> TrainState:
         rng = jax.random.key(config.seed)
         extra = task.init_extra(jax.random.fold_in(rng, 1))
-        params = task.init_params(rng)
-        return create_state(params, optimizer, extra, config.seed, task.uses_momentum)
+        params = nn.meta.unbox(task.init_params(rng))
+        teacher = _first_teacher(config, task, params)
+        return create_state(params, optimizer, extra, config.seed, teacher)
 
     abstract = jax.eval_shape(init)
     abstract = jax.tree.map(
@@ -166,6 +170,10 @@ def _program(config: ConfigDict, task: Any, mesh: Mesh) -> Program:
         state_shardings(abstract, boxed, mesh),
     )
     return Program(abstract, optimizer, init)
+
+
+def _first_teacher(config: ConfigDict, task: Any, params: Any) -> Any:
+    return first_momentum_params(params, config.optimizer) if task.uses_momentum else None
 
 
 def _state(
@@ -196,7 +204,7 @@ def _state(
                 task.model_config.vision.grid,
                 task.optional_parameters,
             )
-            teacher = jax.tree.map(jnp.copy, params) if task.uses_momentum else None
+            teacher = _first_teacher(config, task, params)
             state = state.replace(params=params, momentum_params=teacher)
             source = f"parameters of {path}" + (f" ({done.describe()})" if done.describe() else "")
     if jax.process_index() == 0:
@@ -205,7 +213,7 @@ def _state(
 
 
 def _compile(
-    config: ConfigDict, task: Any, mesh: Mesh, program: Program, iterator: TrainIterator
+    config: ConfigDict, task: Any, mesh: Mesh, program: Program, example: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """The compiled step and its model FLOPs."""
     build = functools.partial(
@@ -218,7 +226,7 @@ def _compile(
         momentum_warmup=config.objectives.momentum_warmup,
         teacher_frozen=config.objectives.teacher_frozen,
     )
-    batch = abstract_batch(iterator.first_example(), config.batch_size, mesh)
+    batch = abstract_batch(example, config.batch_size, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
     step = jax.jit(
         build(task.loss),

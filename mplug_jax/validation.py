@@ -5,10 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from mplug_jax.config import ConfigError, caption_eval, retrieval_eval
+from mplug_jax.config import (
+    ConfigError,
+    caption_eval,
+    classification_eval,
+    grounding_eval,
+    retrieval_eval,
+    vqa_eval,
+)
+from mplug_jax.generation.beam import PROCEDURES
+from mplug_jax.tasks import TASKS
+from mplug_jax.tasks.evaluators.retrieval import SCORES
+from mplug_jax.tasks.forward import MEMORIES
+from mplug_jax.tasks.scst import BASELINES, SEARCHES
 
 # The values of single numbers, ends included. Larger seeds do not fit the train state's int32.
 RANGES: dict[str, tuple[float, float]] = {
@@ -30,18 +44,63 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.workers", "data.threads"), (0, math.inf)),
     "data.max_bad_fraction": (0, 1),
     "data.cached_variants": (0, 2),
+    **{f"finetune.scst.{name}": (1, math.inf) for name in ("texts", "max_length", "chunks")},
+    **dict.fromkeys(("finetune.scst.min_length", "finetune.scst.length_penalty"), (0, math.inf)),
+    "finetune.vqa.answers": (1, math.inf),
+    "finetune.vqa.alpha": (0, 1),
+    "finetune.grounding.bins": (2, math.inf),
     "checkpoint.keep_last": (1, math.inf),
 }
-EVALUATORS = {"retrieval": retrieval_eval, "caption": caption_eval}
+EVALUATORS = {
+    "retrieval": retrieval_eval,
+    "caption": caption_eval,
+    "vqa": vqa_eval,
+    "grounding": grounding_eval,
+    "classification": classification_eval,
+}
+# The tasks of the four objectives; the others have one loss, set by config.finetune.
+PRETRAINING = ("pretrain", "retrieval")
+# model.classes and model.classified of the tasks that classify.
+CLASSES = {"nlvr2": (2, 2), "snli_ve": (3, 1)}
+# Evaluators of what one task alone is trained for.
+TASKS_OF = {"grounding": ("grounding",), "classification": tuple(CLASSES)}
+# The values of settings that name something, in config.finetune and in evaluators.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "finetune.caption.memory": MEMORIES,
+    "finetune.scst.search": SEARCHES,
+    "finetune.scst.procedure": PROCEDURES,
+    "finetune.scst.baseline": BASELINES,
+}
+EVALUATOR_CHOICES: dict[str, tuple[str, ...]] = {
+    "score": SCORES,
+    "procedure": PROCEDURES,
+    "memory": MEMORIES,
+    "answers": ("generate", "rank"),
+}
+EVALUATOR_LOWEST = {
+    **dict.fromkeys(("limit", "captions", "min_length"), 0),
+    **dict.fromkeys(("rerank", "rank", "beams", "max_length"), 1),
+}
 
 
 def validate(config: ConfigDict) -> None:
     """Raises ConfigError for the first setting that cannot work."""
+    _choice("config.task", config.task, TASKS)
     for key, (low, high) in RANGES.items():
-        value = functools.reduce(lambda group, name: group[name], key.split("."), config)
+        value = _setting(config, key)
         allowed = f"be at least {low}" if high == math.inf else f"lie in [{low}, {high}]"
         _require(low <= value <= high, f"config.{key} must {allowed}, got {value}.")
-    _validate_objectives(config.objectives)
+    for key, choices in CHOICES.items():
+        _choice(f"config.{key}", _setting(config, key), choices)
+    _require(
+        0 <= config.objectives.momentum < 1,
+        f"config.objectives.momentum must lie in [0, 1), got {config.objectives.momentum}.",
+    )
+    if config.task in PRETRAINING:
+        _validate_objectives(config.objectives)
+    else:
+        _validate_finetuning(config)
+    _validate_model(config)
     longest = max(config.data.text_length, config.data.target_length)
     positions = config.model.text.max_positions
     _require(
@@ -54,16 +113,14 @@ def validate(config: ConfigDict) -> None:
         "config.data.train names no source; see docs/data.md for the kinds.",
     )
     for name, settings in config.evals.items():
-        _validate_evaluator(name, settings, positions)
+        _validate_evaluator(name, settings, config.task, positions)
     best, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
     _require(
         not best or best.split("/")[0] in config.evals,
         f"config.checkpoint.best_metric={best!r} is the metric of no evaluator; evaluators are: "
         f"{', '.join(config.evals) or 'none'}.",
     )
-    _require(
-        mode in ("min", "max"), f"config.checkpoint.best_mode={mode!r} is unknown; choose min, max."
-    )
+    _choice("config.checkpoint.best_mode", mode, ("min", "max"))
 
 
 def _validate_objectives(objectives: ConfigDict) -> None:
@@ -78,10 +135,6 @@ def _validate_objectives(objectives: ConfigDict) -> None:
             0 < fraction <= 1,
             f"config.objectives.{name}.fraction must lie in (0, 1], got {fraction}.",
         )
-    _require(
-        0 <= objectives.momentum < 1,
-        f"config.objectives.momentum must lie in [0, 1), got {objectives.momentum}.",
-    )
     if not objectives.momentum:
         needs = [f"{n}.alpha" for n in ("itc", "mlm", "prefix") if objectives[n].alpha]
         needs += ["itc.queue_size"] if objectives.itc.queue_size else []
@@ -96,11 +149,64 @@ def _validate_objectives(objectives: ConfigDict) -> None:
     )
 
 
-def _validate_evaluator(name: str, settings: ConfigDict, positions: int) -> None:
+def _validate_finetuning(config: ConfigDict) -> None:
+    """The checks of the tasks with one loss."""
+    finetune, momentum = config.finetune, config.objectives.momentum
+    distils = config.task == "vqa" and finetune.vqa.alpha > 0
+    hint = ", or give config.finetune.vqa.alpha a value" if config.task == "vqa" else ""
+    _require(
+        not momentum or distils,
+        f"config.objectives.momentum={momentum} keeps a teacher that task {config.task!r} has no "
+        f"use for: set objectives.momentum=0{hint}.",
+    )
+    _require(
+        momentum or not distils,
+        f"config.finetune.vqa.alpha={finetune.vqa.alpha} needs the momentum model: set "
+        "objectives.momentum (0.995), or this to 0.",
+    )
+    _require(
+        finetune.scst.min_length < finetune.scst.max_length,
+        f"config.finetune.scst.min_length={finetune.scst.min_length} must be below max_length="
+        f"{finetune.scst.max_length}.",
+    )
+    _require(
+        config.task != "grounding"
+        or finetune.grounding.appended
+        or config.data.tokenizer.kind == "wordpiece",
+        "config.finetune.grounding.appended=False takes the [unused] tokens of BERT's vocabulary, "
+        f"which a {config.data.tokenizer.kind!r} tokenizer lacks: set it to True.",
+    )
+
+
+def _validate_model(config: ConfigDict) -> None:
+    """What the task asks of the model's inputs and of its classifier."""
+    task, model = config.task, config.model
+    classes, classified = CLASSES.get(task, (0, model.classified))
+    _require(
+        (model.classes, model.classified) == (classes, classified),
+        f"config.model.classes={model.classes}, classified={model.classified} do not fit task "
+        f"{task!r}: set classes={classes}" + (f", classified={classified}." if classes else "."),
+    )
+    stills = [f"task {task!r}"] if task in ("grounding", *CLASSES) else []
+    stills += ["config.data.cached_variants"] if config.data.cached_variants else []
+    _require(
+        model.frames == 1 or not stills,
+        f"config.model.frames={model.frames} makes the model take clips, which "
+        f"{' and '.join(stills)} cannot be used with: set frames=1.",
+    )
+
+
+def _validate_evaluator(name: str, settings: ConfigDict, task: str, positions: int) -> None:
     kind = settings.get("kind")
     _require(
         kind in EVALUATORS,
         f"config.evals.{name}.kind={kind!r}; choose {' or '.join(EVALUATORS)}.",
+    )
+    fitting = TASKS_OF.get(kind, (task,))
+    _require(
+        task in fitting,
+        f"config.evals.{name}.kind={kind!r} judges what task {' or '.join(fitting)} trains, but "
+        f"config.task={task!r}.",
     )
     wanted = {"kind", *inspect.signature(EVALUATORS[kind]).parameters}
     odd = sorted(wanted ^ set(settings.keys()))
@@ -109,15 +215,35 @@ def _validate_evaluator(name: str, settings: ConfigDict, positions: int) -> None
         f"config.evals.{name} needs exactly the settings {', '.join(sorted(wanted))}; see "
         f"{', '.join(odd)}.",
     )
-    for key, low in (("limit", 1), ("rerank", 1), ("captions", 0), ("max_length", 1)):
+    for key, low in EVALUATOR_LOWEST.items():
         value = settings.get(key, low)
         _require(value >= low, f"config.evals.{name}.{key} must be at least {low}, got {value}.")
-    length = settings.get("max_length", 1)
+    for key, choices in EVALUATOR_CHOICES.items():
+        if key in settings:
+            _choice(f"config.evals.{name}.{key}", settings[key], choices)
+    length, shortest = settings.get("max_length", 1), settings.get("min_length", 0)
+    _require(
+        shortest < length,
+        f"config.evals.{name}.min_length={shortest} must be below max_length={length}.",
+    )
+    _require(
+        not settings.get("answer_list") or settings.answers == "rank",
+        f"config.evals.{name}.answer_list is read with answers='rank' alone; set that, or "
+        "answer_list=''.",
+    )
     _require(
         length <= positions,
         f"config.evals.{name}.max_length={length} exceeds the {positions} positions of "
         "config.model.text.max_positions.",
     )
+
+
+def _setting(config: ConfigDict, key: str) -> Any:
+    return functools.reduce(lambda group, name: group[name], key.split("."), config)
+
+
+def _choice(name: str, value: str, choices: Iterable[str]) -> None:
+    _require(value in choices, f"{name}={value!r} is unknown; choose {', '.join(choices)}.")
 
 
 def _require(holds: bool, message: str) -> None:

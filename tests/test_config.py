@@ -214,7 +214,12 @@ def test_every_number_has_its_range(key):
     [
         ("retrieval", {"rerank": 0}, "retrieval.rerank must be at least 1"),
         ("retrieval", {"top": 3}, "see top"),
-        ("caption", {"limit": 0}, "caption.limit must be at least 1"),
+        ("retrieval", {"score": "sim"}, "retrieval.score='sim' is unknown; choose itm, itm"),
+        ("caption", {"limit": -1}, "caption.limit must be at least 0"),
+        ("caption", {"beams": 0}, "caption.beams must be at least 1"),
+        ("caption", {"memory": "text"}, "caption.memory='text' is unknown; choose image, fused"),
+        ("caption", {"procedure": "own"}, "caption.procedure='own'"),
+        ("caption", {"min_length": 17}, "caption.min_length=17 must be below max_length=17"),
     ],
 )
 def test_evaluators_are_checked(evaluator, settings, said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -112,6 +114,22 @@ def test_a_finished_run_started_again_changes_nothing(uncut, tmp_path):
     before = digest(uncut), trained(uncut)
     train_lib.train(get_config(), str(uncut))
     assert (digest(uncut), trained(uncut)) == before
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_has_no_copy_in_checkpoints_and_the_run_continues(uncut, tmp_path):
+    config = get_config()
+    config.update({"total_steps": 2, "checkpoint_every": 1, "init_from": str(uncut)})
+    config.optimizer.rules += (("^visual_encoder/", {"freeze": True}),)
+    train_lib.train(config, str(tmp_path))
+    checkpoints = tmp_path / "checkpoints"
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(checkpoints / "2" / "state").item_metadata.tree
+    assert saved["params"].keys() - saved["momentum_params"].keys() == {"visual_encoder"}
+    once = digest(tmp_path), trained(tmp_path)
+    shutil.rmtree(checkpoints / "2")
+    train_lib.train(config, str(tmp_path))
+    assert (digest(tmp_path), trained(tmp_path)) == once
 
 
 @pytest.mark.slow

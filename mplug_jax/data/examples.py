@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mplug_jax.data.clips import load_clip
 from mplug_jax.data.records import BadSample, Record
 from mplug_jax.data.tokenizers import Tokenizer, encode_words, pad
 from mplug_jax.data.transforms import ImageTransform, decode_image
@@ -14,14 +15,28 @@ Example = dict[str, np.ndarray | np.generic]
 
 
 def load_image(
-    record: Mapping[str, Any], transform: ImageTransform, rng: np.random.Generator
+    record: Mapping[str, Any],
+    transform: ImageTransform,
+    rng: np.random.Generator | None,
+    frames: int = 1,
 ) -> np.ndarray:
-    """The record's picture after `transform`: uint8 [H, W, 3] of the transform's size.
+    """The record's picture after `transform`, uint8 [H, W, 3] of the transform's size.
+
+    With `frames` above 1 that many frames of its clip, [frames, H, W, 3], all cropped alike.
 
     Raises:
-      BadSample: the image cannot be decoded.
+      BadSample: the image or the clip cannot be decoded, or there is no clip.
     """
-    return transform(decode_image(record["image"]), rng)
+    if frames == 1 and "video" not in record:
+        return transform(decode_image(record["image"]), rng)
+    if "video" not in record:
+        raise BadSample(f"{record['id']}: is a picture, and the model takes {frames} frames")
+    seed = None if rng is None else int(rng.integers(2**63))
+    shown = [
+        transform(frame, None if seed is None else np.random.default_rng(seed))
+        for frame in load_clip(record["video"], frames)
+    ]
+    return shown[0] if frames == 1 else np.stack(shown)
 
 
 def caption_words(record: Mapping[str, Any], index: int, tokenizer: Tokenizer) -> list[list[int]]:
@@ -61,6 +76,7 @@ class PretrainExamples:
       text_length: L, tokens of text and prefix with [CLS] and [SEP].
       target_length: T, tokens of the target with [CLS] and [SEP].
       empty_prefix: probability of forcing the prefix empty, so that the whole caption is target.
+      frames: of a clip; 1 reads pictures.
     """
 
     tokenizer: Tokenizer
@@ -68,6 +84,7 @@ class PretrainExamples:
     text_length: int
     target_length: int
     empty_prefix: float = 0.0
+    frames: int = 1
 
     def __post_init__(self) -> None:
         if self.text_length < 3 or self.target_length < 3:
@@ -100,7 +117,7 @@ class PretrainExamples:
 
     def _image(self, record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
         if "features" not in record:
-            return load_image(record, self.transform, rng)
+            return load_image(record, self.transform, rng, self.frames)
         return record["features"][rng.integers(len(record["features"]))]
 
     def _target(self, words: list[list[int]], complete: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +150,7 @@ class EvalExamples:
     transform: ImageTransform
     text_length: int
     caption_index: int = 0
+    frames: int = 1
 
     def __post_init__(self) -> None:
         if self.transform.train:
@@ -143,7 +161,7 @@ class EvalExamples:
         words = caption_words(record, self.caption_index, self.tokenizer)
         text_ids, text_mask = encode_words(self.tokenizer, words, self.text_length)
         return {
-            "image": load_image(record, self.transform, rng),
+            "image": load_image(record, self.transform, rng, self.frames),
             "text_ids": text_ids,
             "text_mask": text_mask,
             "image_id": np.int32(record["image_id"]),

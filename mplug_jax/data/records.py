@@ -1,16 +1,24 @@
 """What a data source yields, and the two errors of the data package."""
 
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
 
 class Question(TypedDict, total=False):
-    """One question about a picture; `answers` maps an answer to its weight in (0, 1]."""
+    """One question about a picture; `answers` maps an answer to its weight in (0, 1].
+
+    Where the data set has them: `annotators` are the annotators' answers as they gave them, in
+    order (the VQA challenge's accuracy compares with each of the ten); `answer_type` is "yes/no",
+    "number" or "other"; `soft_labels` maps an answer to its score.
+    """
 
     question: str
     question_id: int | str
     answers: dict[str, float]
+    annotators: list[str]
+    answer_type: str
+    soft_labels: dict[str, float]
     ocr: list[str]
     objects: str
 
@@ -23,12 +31,31 @@ class Phrase(TypedDict, total=False):
     type: str
 
 
+class Pair(TypedDict):
+    """A sentence about the record's picture (the left one) and a second one, and its truth."""
+
+    image2: np.ndarray | str
+    sentence: str
+    label: bool
+
+
+class Entailment(TypedDict):
+    """A hypothesis about the picture and how the picture bears on it."""
+
+    hypothesis: str
+    label: Literal["entailment", "neutral", "contradiction"]
+
+
 class Record(TypedDict, total=False):
     """One item of a source.
 
     `id` (unique, printable), `image` (uint8 [H, W, 3], or the path of an image file), `image_id`
     (int32 range, equal for records of the same picture) and `captions` are always there; the rest
     where the source has it. A source may add keys of its own.
+
+    `video` is a clip: the path of a video file or of a folder of frames, or uint8 [T, H, W, 3]
+    (`mplug_jax.data.clips` reads all of these); with a path, `image` is the same path. `domain` is
+    the part of the data set that the picture belongs to, such as NoCaps' "near-domain".
     """
 
     id: str
@@ -37,6 +64,10 @@ class Record(TypedDict, total=False):
     captions: list[str]
     questions: list[Question]
     phrases: list[Phrase]
+    pair: Pair
+    entailment: Entailment
+    video: np.ndarray | str
+    domain: str
 
 
 class Source(Protocol):

@@ -1,4 +1,4 @@
-"""Tokenizers: SentencePiece trained on the captions at hand, and BERT's WordPiece.
+"""Tokenizers: SentencePiece trained on the texts at hand, and BERT's WordPiece.
 
 Both split a text at whitespace and encode word by word, so that a caption can be cut between
 words (prefix LM) and `encode` is always the concatenation of `words`.
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 # SentencePiece is trained on about this many captions, spread over the source.
-TRAINING_CAPTIONS = 50_000
+TRAINING_TEXTS = 50_000
 # Words whose ids are remembered: bounds the memory of a worker on captions from the web.
 CACHED_WORDS = 100_000
 
@@ -176,7 +176,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise SourceError(
-            f"tokenizer: SentencePiece could not be trained on the captions with vocab_size="
+            f"tokenizer: SentencePiece could not be trained on the texts with vocab_size="
             f"{vocab_size}: {error}"
         ) from error
     _write_atomically(Path(path), model.getvalue())
@@ -244,20 +244,20 @@ class WordPieceTokenizer:
 
 
 def build_tokenizer(
-    spec: Mapping[str, Any], workdir: str | os.PathLike[str], caption_source: Source | None = None
+    spec: Mapping[str, Any], workdir: str | os.PathLike[str], text_source: Source | None = None
 ) -> Tokenizer:
     """The tokenizer of a config.
 
     Args:
       spec: `{"kind": "wordpiece", "path": vocab.txt}`, or `{"kind": "sentencepiece",
-        "vocab_size": n}`, which is trained on the captions of `caption_source` at first use and
+        "vocab_size": n}`, which is trained on the texts of `text_source` at first use and
         kept in `workdir`, or `{"kind": "sentencepiece", "path": model file}`.
       workdir: where the trained model is kept.
-      caption_source: read only when there is a model to train.
+      text_source: read only when there is a model to train.
 
     Raises:
       ValueError: `spec` is malformed.
-      SourceError: a file is missing or unreadable, or there are no captions to train on.
+      SourceError: a file is missing or unreadable, or there are no texts to train on.
     """
     kind = spec.get("kind")
     known = {"sentencepiece": {"kind", "vocab_size", "path"}, "wordpiece": {"kind", "path"}}
@@ -276,11 +276,11 @@ def build_tokenizer(
         return WordPieceTokenizer(path)
     if path:
         return SentencePieceTokenizer(path)
-    return _trained_tokenizer(spec, Path(workdir), caption_source)
+    return _trained_tokenizer(spec, Path(workdir), text_source)
 
 
 def _trained_tokenizer(
-    spec: Mapping[str, Any], workdir: Path, caption_source: Source | None
+    spec: Mapping[str, Any], workdir: Path, text_source: Source | None
 ) -> SentencePieceTokenizer:
     vocab_size = spec.get("vocab_size")
     if not isinstance(vocab_size, int) or vocab_size <= 5:
@@ -289,19 +289,34 @@ def _trained_tokenizer(
         )
     path = workdir / SENTENCEPIECE_FILE
     if not path.exists():
-        if caption_source is None:
-            raise SourceError(f"tokenizer: {path} does not exist and there are no captions here")
-        logger.info("training a SentencePiece tokenizer on the captions: %s", path)
-        train_sentencepiece(source_captions(caption_source), path, vocab_size)
+        if text_source is None:
+            raise SourceError(f"tokenizer: {path} does not exist and there are no texts here")
+        logger.info("training a SentencePiece tokenizer on the texts: %s", path)
+        train_sentencepiece(source_texts(text_source), path, vocab_size)
     return SentencePieceTokenizer(path)
 
 
-def source_captions(source: Source, enough: int = TRAINING_CAPTIONS) -> Iterator[str]:
-    """Captions of records in a fixed random order, all of them or at least `enough`."""
+def source_texts(source: Source, enough: int = TRAINING_TEXTS) -> Iterator[str]:
+    """Texts of records in a fixed random order, all of them or at least `enough`."""
     given = 0
     for index in np.random.default_rng(0).permutation(len(source)):
-        captions = source[int(index)]["captions"]
-        yield from captions
-        given += len(captions)
+        texts = record_texts(source[int(index)])
+        yield from texts
+        given += len(texts)
         if given >= enough:
             return
+
+
+def record_texts(record: Mapping[str, Any]) -> list[str]:
+    """Whatever of a record a model reads or writes: captions, questions, answers, phrases, ..."""
+    texts = list(record.get("captions") or ())
+    for question in record.get("questions") or ():
+        texts += [question["question"], *question.get("answers", ())]
+    texts += [phrase["phrase"] for phrase in record.get("phrases") or ()]
+    if "pair" in record:
+        texts.append(record["pair"]["sentence"])
+    if "entailment" in record:
+        texts.append(record["entailment"]["hypothesis"])
+    if "clip" in record:
+        texts += record_texts(record["clip"])
+    return texts

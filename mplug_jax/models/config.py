@@ -69,6 +69,8 @@ class TextConfig:
 
     ``norm='post'`` is BERT's order; ``'pre'`` normalises each sub-layer's input and closes a
     stack with a LayerNorm: it needs no warm-up to speak of, for small models from scratch.
+    ``cross_gain`` scales the initial values and outputs of cross-attention: at first it brings a
+    mean over all image tokens, small beside the text stream that it is added to.
     """
 
     vocab_size: int = 30522
@@ -83,6 +85,7 @@ class TextConfig:
     norm: str = "post"
     ln_eps: float = 1e-12
     init_std: float = 0.02
+    cross_gain: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,9 @@ class ModelConfig:
 
     Attributes:
       embed_dim: width of the ITC space.
+      frames: pictures that make one input: 1, or the frames of a clip, whose tokens are joined.
+      classes: of the classifier over the fused text, 0 for none.
+      classified: fused texts a decision is made from: 1, or one for each picture (NLVR2: 2).
       temperature: initial ITC temperature.
       temperature_range: (low, high) the temperature is clipped to in use, or None: the official
         code never clips it.
@@ -121,6 +127,9 @@ class ModelConfig:
     fusion: FusionConfig = FusionConfig()
     decoder: DecoderConfig = DecoderConfig()
     embed_dim: int = 256
+    frames: int = 1
+    classes: int = 0
+    classified: int = 1
     temperature: float = 0.07
     temperature_range: tuple[float, float] | None = (0.001, 0.5)
     dtype: str = "float32"
@@ -138,6 +147,8 @@ class ModelConfig:
             ("model.fusion.stride", self.fusion.stride),
             ("model.decoder.depth", self.decoder.depth),
             ("model.embed_dim", self.embed_dim),
+            ("model.frames", self.frames),
+            ("model.classified", self.classified),
             ("model.scan_unroll", self.scan_unroll),
         ):
             _positive(name, value)

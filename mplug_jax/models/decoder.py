@@ -66,7 +66,7 @@ class DecoderBlock(nn.Module):
 
     def setup(self) -> None:
         self.attention = attention(self.config, self.dtype, None)
-        self.cross_attention = attention(self.config, self.dtype, None)
+        self.cross_attention = attention(self.config, self.dtype, None, cross=True)
         self.mlp = mlp(self.config, self.dtype, None)
         self.after_attention = residual(self.config, self.dtype, None)
         self.after_cross_attention = residual(self.config, self.dtype, None)

@@ -65,7 +65,7 @@ class CrossLayer(nn.Module):
         self, image: Array, text: Array, text_mask: Array, index: Array | None
     ) -> tuple[Array, Array]:
         attend = attention(self.config, self.dtype, "attention")
-        cross = attention(self.config, self.dtype, "cross_attention")
+        cross = attention(self.config, self.dtype, "cross_attention", cross=True)
         mask = text_mask[:, None, None, :]
         text = residual(self.config, self.dtype, "after_attention")(
             text, lambda y: attend(y, y, mask)
@@ -118,7 +118,7 @@ class CoAttentionLayer(nn.Module):
         outputs = {}
         for name, (x, other, self_mask, other_mask) in streams.items():
             attend = attention(self.config, self.dtype, f"{name}_attention")
-            cross = attention(self.config, self.dtype, f"{name}_cross_attention")
+            cross = attention(self.config, self.dtype, f"{name}_cross_attention", cross=True)
             feed_forward = mlp(self.config, self.dtype, f"{name}_mlp")
             wrap = [
                 residual(self.config, self.dtype, f"{name}_after_{sublayer}")

@@ -61,6 +61,7 @@ class Attention(nn.Module):
 
     Shapes: queries ``[N, T, D]``, key side ``[B, S, D]`` with N a multiple of B: the N/B
     consecutive queries rows of one key row (beams of an image, say) share its keys and values.
+    ``gain`` scales the initial values and outputs.
     """
 
     width: int
@@ -68,22 +69,24 @@ class Attention(nn.Module):
     dropout: float = 0.0
     init_std: float = 0.02
     dtype: Any = jnp.float32
+    gain: float = 1.0
 
     def setup(self) -> None:
-        def projection() -> nn.DenseGeneral:
+        def projection(std: float) -> nn.DenseGeneral:
             return nn.DenseGeneral(
                 (self.heads, self.width // self.heads),
                 dtype=self.dtype,
-                kernel_init=kernel_init(self.init_std, "embed", "heads", "kv"),
+                kernel_init=kernel_init(std, "embed", "heads", "kv"),
                 bias_init=zeros_init("heads", "kv"),
             )
 
-        self.query, self.key, self.value = projection(), projection(), projection()
+        std = self.init_std
+        self.query, self.key, self.value = map(projection, (std, std, self.gain * std))
         self.out = nn.DenseGeneral(
             self.width,
             axis=(-2, -1),
             dtype=self.dtype,
-            kernel_init=kernel_init(self.init_std, "heads", "kv", "embed"),
+            kernel_init=kernel_init(self.gain * std, "heads", "kv", "embed"),
             bias_init=zeros_init("embed"),
         )
         self.attention_dropout = Dropout(self.dropout)

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.decoder import Decoder, DecoderCache
 from mplug_jax.models.fusion import Fusion
-from mplug_jax.models.layers import Array, Dropout, LMHead, kernel_init, layer_norm, zeros_init
+from mplug_jax.models.layers import (
+    ACTIVATIONS,
+    Array,
+    Dropout,
+    LMHead,
+    kernel_init,
+    layer_norm,
+    zeros_init,
+)
 from mplug_jax.models.text_encoder import TextEncoder
 from mplug_jax.models.vit import ViT
 
@@ -37,6 +45,24 @@ class WidthBridge(nn.Module):
             name="dense",
         )(x)
         return Dropout(self.dropout)(layer_norm(1e-12, "layer_norm")(x).astype(self.dtype))
+
+
+class Classifier(nn.Module):
+    """Dense, GELU, Dense from fused first tokens to class logits in float32."""
+
+    classes: int
+    width: int
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        def dense(features: int, inputs: str, outputs: str, name: str) -> nn.Dense:
+            init = kernel_init(self.init_std, inputs, outputs)
+            return nn.Dense(features, kernel_init=init, bias_init=zeros_init(outputs), name=name)
+
+        hidden = dense(self.width, "embed", "embed_out", "hidden")(x.astype(jnp.float32))
+        x = ACTIVATIONS["gelu"](hidden)
+        return dense(self.classes, "embed_out", "classes", "out")(x)
 
 
 class MPlug(nn.Module):
@@ -67,6 +93,8 @@ class MPlug(nn.Module):
         self.vision_proj = head(c.embed_dim, "projection")
         self.text_proj = head(c.embed_dim, "projection")
         self.itm_head = head(2, "classes")
+        if c.classes:
+            self.classifier = Classifier(c.classes, t.width, t.init_std)
         self.raw_temperature = self.param(
             "temperature", nn.initializers.constant(c.temperature), ()
         )
@@ -79,8 +107,13 @@ class MPlug(nn.Module):
     def encode_image(self, image: Array) -> Array:
         """``[B, H, W, 3]`` uint8 (or normalised float) to ``[B, V, D]``, class token first.
 
+        Clips ``[B, T, H, W, 3]`` become ``[B, T V, D]``, the tokens of one frame after those of
+        the other (official ``models/model_retrieval_mplug.py`` and its like for video).
         Of ``[B, V, D']`` tokens that the visual encoder made earlier, only the bridge is left.
         """
+        if image.ndim == 5:
+            tokens = self.encode_image(image.reshape(-1, *image.shape[2:]))
+            return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
         encoded = image.ndim == 3
         x = image.astype(self.config.compute_dtype) if encoded else self.visual_encoder(image)
         return self.bridge(x) if self.config.vision.width != self.config.text.width else x
@@ -90,8 +123,12 @@ class MPlug(nn.Module):
         return self.text_encoder(ids, mask)
 
     def project_image(self, image_embeds: Array) -> Array:
-        """Unit features ``[B, E]`` in float32 of the class token."""
-        return _unit(self.vision_proj(image_embeds[:, 0]))
+        """Unit features ``[B, E]`` in float32 of the class token; of clips, of the mean of their
+        frames' class tokens, which projects to the mean of the projections."""
+        frames = image_embeds.reshape(
+            len(image_embeds), self.config.frames, -1, image_embeds.shape[-1]
+        )
+        return _unit(self.vision_proj(frames[:, :, 0].mean(axis=1)))
 
     def project_text(self, text_embeds: Array) -> Array:
         """Unit features ``[B, E]`` in float32 of the first token."""
@@ -110,6 +147,12 @@ class MPlug(nn.Module):
     def match(self, fused_text: Array) -> Array:
         """ITM logits ``[N, 2]`` (no match, match) in float32 of the fused first token."""
         return self.itm_head(fused_text[:, 0])
+
+    def classify(self, fused_text: Array) -> Array:
+        """Class logits ``[N, classes]`` in float32 of the fused first tokens of ``classified``
+        texts that follow each other, ``[N classified, L, D]``."""
+        first = fused_text[:, 0]
+        return self.classifier(first.reshape(-1, self.config.classified * first.shape[-1]))
 
     def mlm_logits(self, fused_text: Array) -> Array:
         """MLM logits ``[N, L, vocab]``, tied to the text encoder's word embeddings."""
@@ -144,7 +187,7 @@ class MPlug(nn.Module):
         image_embeds = self.encode_image(image)
         text_embeds = self.encode_text(ids, mask)
         fused_image, fused_text = self.fuse(image_embeds, text_embeds, mask)
-        return {
+        outputs = {
             "image_embeds": image_embeds,
             "text_embeds": text_embeds,
             "image_feats": self.project_image(image_embeds),
@@ -156,12 +199,17 @@ class MPlug(nn.Module):
             "decoder_logits": self.decode(ids, *self.memory(fused_image, fused_text, mask)),
             "temperature": self.temperature(),
         }
+        if self.config.classes:
+            repeated = jnp.repeat(fused_text, self.config.classified, axis=0)
+            outputs["class_logits"] = self.classify(repeated)
+        return outputs
 
 
 def init_params(config: ModelConfig, rng: Array) -> dict:
     """Freshly initialised parameters, boxed with their logical axis names."""
     height, width = config.vision.image_size
-    image = jnp.zeros((1, height, width, 3), jnp.uint8)
+    clip = (config.frames,) if config.frames > 1 else ()
+    image = jnp.zeros((1, *clip, height, width, 3), jnp.uint8)
     ids = jnp.zeros((1, 2), jnp.int32)
     return MPlug(config).init(rng, image, ids, jnp.ones_like(ids, bool))["params"]
 

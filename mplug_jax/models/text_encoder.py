@@ -19,10 +19,16 @@ from mplug_jax.models.layers import (
 )
 
 
-def attention(config: TextConfig, dtype: Any, name: str) -> Attention:
-    """An attention sub-layer of BERT's shape."""
+def attention(config: TextConfig, dtype: Any, name: str | None, cross: bool = False) -> Attention:
+    """An attention sub-layer of BERT's shape; ``cross``: over another stream."""
     return Attention(
-        config.width, config.heads, config.attention_dropout, config.init_std, dtype, name=name
+        config.width,
+        config.heads,
+        config.attention_dropout,
+        config.init_std,
+        dtype,
+        config.cross_gain if cross else 1.0,
+        name=name,
     )
 
 

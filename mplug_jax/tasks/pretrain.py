@@ -59,6 +59,7 @@ class Pretrain:
             data.text_length,
             data.target_length,
             config.objectives.prefix.empty_rate,
+            self.setup.model_config.frames,
         )
         self.uses_momentum = config.objectives.momentum > 0
 
@@ -81,6 +82,10 @@ class Pretrain:
     def init_params(self, rng: Array) -> Any:
         """Fresh parameters, boxed with their logical axes."""
         return init_params(self.model_config, rng)
+
+    def rollout(self, mesh: Any) -> None:
+        """Nothing is added to a batch."""
+        return None
 
     def init_extra(self, rng: Array) -> Any:
         """The ITC queue, or None."""

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mplug_jax import config as config_lib
 from mplug_jax.data.records import Source
-from mplug_jax.data.sources import build_mixture
+from mplug_jax.data.sources import build_mixture, build_source
 from mplug_jax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, build_tokenizer
 from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.models.config import ModelConfig
@@ -26,7 +26,7 @@ class Setup:
 
     Attributes:
       config: the run's settings.
-      sources: (training source, weight) pairs.
+      sources: (training source, weight) pairs; none of a config that names no training data.
       tokenizer: text to ids and back.
       model_config, model: shapes, and the module.
       transform: what happens to a training picture.
@@ -52,13 +52,17 @@ class Setup:
 def prepare(config: ConfigDict, workdir: str) -> Setup:
     """Builds the parts, and what they keep in the workdir.
 
+    A config without training data is one for using a model: its tokenizer must exist.
+
     Raises:
       ConfigError, SourceError, CheckpointError: a mistake in the config or the data.
     """
     data = config.data
     sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
-    tokenizer = build_tokenizer(_tokenizer_settings(config, workdir), workdir, sources[0][0])
-    model_config = config_lib.model_config(config, tokenizer.vocab_size)
+    tokenizer = build_tokenizer(
+        _tokenizer_settings(config, workdir), workdir, _tokenizer_texts(config, sources)
+    )
+    model_config = config_lib.model_config(config, _vocabulary(config, tokenizer))
     model = MPlug(model_config)
     if data.cached_variants:
         sources = with_features(sources, config, model, workdir)
@@ -72,9 +76,26 @@ def prepare(config: ConfigDict, workdir: str) -> Setup:
     return Setup(config, sources, tokenizer, model_config, model, transform)
 
 
+def _vocabulary(config: ConfigDict, tokenizer: Tokenizer) -> int:
+    """The tokenizer's tokens, and the coordinates and their prefix where those are appended."""
+    settings = config.finetune.grounding
+    appended = config.task == "grounding" and settings.appended
+    return tokenizer.vocab_size + (settings.bins + 1 if appended else 0)
+
+
+def _tokenizer_texts(config: ConfigDict, sources: list[tuple[Source, float]]) -> Source | None:
+    """What a tokenizer is trained on if one must be; None without training data."""
+    if not sources:
+        return None
+    texts, data = config.data.tokenizer.texts, config.data
+    if not texts:
+        return sources[0][0]
+    return build_source(texts[0], data.root, config.seed, data.max_bad_fraction)
+
+
 def _tokenizer_settings(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Settings for ``build_tokenizer``, with the tokenizer of the run that this one starts from."""
-    settings = {k: v for k, v in config.data.tokenizer.items() if v}
+    settings = {k: v for k, v in config.data.tokenizer.items() if v and k != "texts"}
     if "path" in settings:
         return settings | {"path": str(Path(config.data.root or ".") / settings["path"])}
     own = Path(workdir) / SENTENCEPIECE_FILE

@@ -32,7 +32,7 @@ class Checkpointer:
     def __init__(self, workdir: str | Path, config: Mapping[str, Any]):
         policies: list[Any] = [LatestN(config["keep_last"])]
         metric = config["best_metric"]
-        # A run continued with another best_metric finds checkpoints without it.
+        # Not every checkpoint was evaluated, or had this metric when it was.
         worst = -math.inf if config["best_mode"] == "max" else math.inf
 
         def rank(metrics: Mapping[str, float]) -> float:
@@ -80,7 +80,8 @@ class Checkpointer:
                 f"config.checkpoint.best_metric={self._metric!r} is none of the metrics: "
                 f"{', '.join(sorted(metrics))}."
             )
-        best = {self._metric: metrics[self._metric]} if self._metric in metrics else None
+        # Never None, at which Orbax warns; without the metric a checkpoint ranks as the worst.
+        best = {self._metric: metrics[self._metric]} if self._metric in metrics else {}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -121,8 +122,11 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, given_as: str = "config.init_from") -> Path:
     """The ``.../checkpoints/<step>`` folder meant by a workdir, its checkpoints, or one of them.
+
+    Args:
+      given_as: the setting or argument that the user gave the path as, for the message.
 
     Raises:
       CheckpointError: nothing there.
@@ -135,8 +139,8 @@ def find_checkpoint(path: str | Path) -> Path:
     if (path / "state").is_dir():
         return path
     raise CheckpointError(
-        f"config.init_from={path}: no checkpoint there. Give a workdir of a run, its checkpoints "
-        "folder, or one step's folder."
+        f"{given_as}={path}: no checkpoint there. Give a workdir of a run, its checkpoints folder, "
+        "or one step's folder."
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class TrainState:
       seed: int32 scalar; every random draw is folded from (seed, purpose, step).
       params: parameters, unboxed.
       opt_state: Optax state.
-      momentum_params: EMA copy of params (the teacher), or None.
+      momentum_params: EMA of those params that are trained, nested alike, or None; see ``teacher``.
       extra: what the task keeps between steps (ITC queue), or None.
     """
 
@@ -33,23 +33,40 @@ class TrainState:
     momentum_params: Any
     extra: Any
 
+    def teacher(self) -> Any:
+        """All of the teacher's parameters, or None; those it has no copy of are the student's."""
+        if self.momentum_params is None:
+            return None
+        own = traverse_util.flatten_dict(self.momentum_params)
+        return traverse_util.unflatten_dict(traverse_util.flatten_dict(self.params) | own)
+
 
 def create_state(
-    boxed_params: Any,
+    params: Any,
     optimizer: optax.GradientTransformation,
     extra: Any,
     seed: int,
-    momentum: bool,
+    momentum_params: Any = None,
 ) -> TrainState:
-    """A state at step 0; the teacher starts as a copy of the parameters."""
-    params = nn.meta.unbox(boxed_params)
+    """A state at step 0 of unboxed parameters.
+
+    A step donates the state, so ``momentum_params`` must share no memory with ``params``.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        momentum_params=jax.tree.map(jnp.copy, params) if momentum else None,
+        momentum_params=momentum_params,
         extra=extra,
+    )
+
+
+def part_of(tree: Any, part: Any) -> Any:
+    """``tree`` limited to the paths that ``part`` has; both are nested dicts."""
+    leaves = traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(
+        {path: leaves[path] for path in traverse_util.flatten_dict(part)}
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from mplug_jax.config import ConfigError
 from mplug_jax.objectives.momentum import ema
-from mplug_jax.training.optimizer import learning_rates, stop_frozen
+from mplug_jax.training.optimizer import learning_rates, policies, stop_frozen
 from mplug_jax.training.sharding import split_micro_batches
-from mplug_jax.training.state import TrainState, path_name
+from mplug_jax.training.state import TrainState, part_of, path_name
 
 Metrics = dict[str, jax.Array]
 
@@ -29,6 +30,33 @@ class Loss(Protocol):
     def __call__(
         self, params: Any, momentum_params: Any, extra: Any, batch: Any, rng: Any, step: Any
     ) -> tuple[jax.Array, Any, Metrics]: ...
+
+
+def first_momentum_params(params: Any, optimizer_config: Mapping[str, Any]) -> Any:
+    """Copies of the parameters that ``optimizer_config.rules`` do not freeze.
+
+    A frozen parameter never moves, so the teacher's is the student's and needs no memory.
+    """
+    frozen = traverse_util.flatten_dict(policies(params, optimizer_config))
+    return traverse_util.unflatten_dict(
+        {
+            path: jnp.copy(value)
+            for path, value in traverse_util.flatten_dict(params).items()
+            if not frozen[path].freeze
+        }
+    )
+
+
+def move_teacher(state: TrainState, decay: jax.Array | float, patterns: Sequence[str]) -> Any:
+    """The next ``momentum_params``: the EMA, but as before where a pattern matches.
+
+    Raises:
+      ConfigError: as ``keep_frozen``.
+    """
+    own = state.momentum_params
+    moved = state.replace(momentum_params=ema(own, part_of(state.params, own), decay))
+    # Whole trees: a pattern may match only what the teacher has no copy of.
+    return part_of(keep_frozen(state.teacher(), moved.teacher(), patterns), own)
 
 
 def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
@@ -84,9 +112,7 @@ def make_train_step(
     def value_and_grad(state: TrainState, extra: Any, batch: Any, rng: jax.Array) -> Any:
         def objective(params: Any) -> Any:
             params = stop_frozen(params, optimizer_config)
-            value, new_extra, metrics = loss(
-                params, state.momentum_params, extra, batch, rng, state.step
-            )
+            value, new_extra, metrics = loss(params, state.teacher(), extra, batch, rng, state.step)
             return value, (new_extra, {"loss": value, **metrics})
 
         (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -115,9 +141,7 @@ def make_train_step(
             if momentum_warmup:
                 # A young teacher follows closely, or it would teach its random start for long.
                 decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            teacher = ema(state.momentum_params, state.params, decay)
-            teacher = keep_frozen(state.momentum_params, teacher, teacher_frozen)
-            state = state.replace(momentum_params=teacher)
+            state = state.replace(momentum_params=move_teacher(state, decay, teacher_frozen))
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         if accumulate == 1:
             grads, extra, metrics = value_and_grad(state, state.extra, batch, rng)

@@ -192,7 +192,7 @@ def test_inspect(small, official):
         (["mplug", "a", "--outt=x"], "outt"),
         (["mplug", "a", "--out=x", "--config=nowhere.py"], "nowhere.py cannot be read"),
         (["towers", "--out=x"], "Give --config, and --vision"),
-        (["export", "nowhere", "--out=x.pth"], "no checkpoint there"),
+        (["export", "nowhere", "--out=x.pth"], "CHECKPOINT={cwd}/nowhere: no checkpoint there"),
         (["inspect", "nowhere"], "nowhere cannot be read"),
     ],
 )
@@ -200,7 +200,7 @@ def test_mistakes_are_told(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ConversionError, CheckpointError, ConfigError)) as error:
         convert(*arguments)
-    assert message in str(error.value)
+    assert message.format(cwd=tmp_path) in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ from mplug_jax.data.tokenizers import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     build_tokenizer,
-    source_captions,
+    source_texts,
     train_sentencepiece,
 )
 
@@ -198,12 +198,12 @@ def test_build_tokenizer_trains_once_and_keeps_the_model(tmp_path):
     assert again.words("a large red circle") == first.words("a large red circle")
 
 
-def test_source_captions_spread_over_a_large_source():
+def test_source_texts_spread_over_a_large_source():
     source = Captions([str(index) for index in range(1000)])
-    texts = list(source_captions(source, enough=100))
+    texts = list(source_texts(source, enough=100))
     assert len(texts) == 100 and source.reads == 50
     assert np.mean([int(text) for text in texts]) == pytest.approx(500, abs=130)
-    assert texts == list(source_captions(source, enough=100))
+    assert texts == list(source_texts(source, enough=100))
 
 
 def test_build_tokenizer_errors(tmp_path):
@@ -215,5 +215,5 @@ def test_build_tokenizer_errors(tmp_path):
         build_tokenizer({"kind": "sentencepiece"}, tmp_path)
     with pytest.raises(ValueError, match=r"vocab\.txt"):
         build_tokenizer({"kind": "wordpiece"}, tmp_path)
-    with pytest.raises(SourceError, match="no captions"):
+    with pytest.raises(SourceError, match="no texts"):
         build_tokenizer({"kind": "sentencepiece", "vocab_size": 256}, tmp_path)

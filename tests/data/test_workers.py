@@ -11,7 +11,7 @@ import pytest
 from mplug_jax.data.examples import PretrainExamples
 from mplug_jax.data.pipeline import train_iterator
 from mplug_jax.data.sources import build_source
-from mplug_jax.data.tokenizers import SentencePieceTokenizer, source_captions, train_sentencepiece
+from mplug_jax.data.tokenizers import SentencePieceTokenizer, source_texts, train_sentencepiece
 from mplug_jax.data.transforms import ImageTransform
 
 LIGHT = ("records", "tokenizers", "transforms", "randaugment", "examples", "sources", "worker")
@@ -31,7 +31,7 @@ def iterator(tmp_path_factory):
     """Makes iterators over scenes, with every random step switched on."""
     source = build_source({"kind": "scenes", "level": "easy", "split": "train", "size": 50})
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_sentencepiece(source_captions(source), path, 300)
+    train_sentencepiece(source_texts(source), path, 300)
     make_example = PretrainExamples(
         SentencePieceTokenizer(path), ImageTransform((24, 24), train=True), 16, 16, 0.3
     )

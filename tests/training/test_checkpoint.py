@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from mplug_jax.data.pipeline import TrainIterator, train_iterator
@@ -41,10 +42,9 @@ def params(width: int = 3) -> dict[str, Any]:
 
 def make_state(tree: dict[str, Any], step: int = 0) -> TrainState:
     extra = init_queue(jax.random.key(2), 6, 4)
-    state = create_state(tree, optax.adamw(1e-3), extra, seed=9, momentum=True)
-    return state.replace(
-        step=jnp.int32(step), momentum_params=jax.tree.map(lambda x: x * 0.5, tree)
-    )
+    teacher = jax.tree.map(lambda x: x * 0.5, tree)
+    state = create_state(tree, optax.adamw(1e-3), extra, 9, teacher)
+    return state.replace(step=jnp.int32(step))
 
 
 def abstract(tree: Any) -> Any:
@@ -108,6 +108,18 @@ def test_restores_every_bit_and_the_place_in_the_data(tmp_path):
     assert not np.array_equal(batch["draw"], next(iterator())["draw"])
 
 
+def test_a_teacher_that_lacks_what_never_moves_is_saved_so(tmp_path):
+    state = make_state(params(), 2)
+    state = state.replace(momentum_params={"head": {"bias": state.params["head"]["bias"] * 2}})
+    with opened(tmp_path, SETTINGS) as checkpointer:
+        checkpointer.save(2, state, iterator(), {})
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(tmp_path / "checkpoints" / "2" / "state").item_metadata.tree
+    assert jax.tree.map(lambda x: x.shape, saved["momentum_params"]) == {"head": {"bias": (5,)}}
+    with opened(tmp_path, SETTINGS) as checkpointer:
+        assert_same_bits(checkpointer.restore(2, abstract(state), iterator()), state)
+
+
 def test_restores_in_the_shardings_asked_for(run):
     mesh = jax.make_mesh((8,), ("data",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -164,12 +176,19 @@ def test_a_resumed_run_may_ask_for_another_best(tmp_path):
     assert kept(tmp_path) == {2, 3}
 
 
-def test_saves_without_metrics_though_a_best_is_wanted(tmp_path):
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_saves_without_metrics_though_a_best_is_wanted(tmp_path, caplog, mode):
     state, data = make_state(params()), iterator()
-    with opened(tmp_path, BEST) as checkpointer:
+    settings = BEST | {"best_mode": mode}
+    with opened(tmp_path, settings) as checkpointer:
         for step in (1, 2, 3):
             checkpointer.save(step, state, data, {})
     assert kept(tmp_path) == {2, 3}
+    with opened(tmp_path, settings) as checkpointer:
+        for step, metrics in {4: {"retrieval/r_mean": 0.1}, 5: {}, 6: {}, 7: {}}.items():
+            checkpointer.save(step, state, data, metrics)
+    assert kept(tmp_path) == {4, 6, 7}
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_metrics_without_the_best_one_are_refused(tmp_path):
@@ -182,7 +201,9 @@ def test_metrics_without_the_best_one_are_refused(tmp_path):
 
 # Orbax leaves its other reads unfinished when one fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("change", ["shape", "new parameter", "lost parameter", "no teacher"])
+@pytest.mark.parametrize(
+    "change", ["shape", "new parameter", "lost parameter", "no teacher", "other rules"]
+)
 def test_restoring_another_model_names_the_folder(run, change):
     tree = params(4 if change == "shape" else 3)
     if change == "new parameter":
@@ -192,6 +213,8 @@ def test_restoring_another_model_names_the_folder(run, change):
     state = make_state(tree)
     if change == "no teacher":
         state = state.replace(momentum_params=None)
+    if change == "other rules":
+        state = state.replace(momentum_params={"temperature": jnp.ones(())})
     with opened(run, SETTINGS) as checkpointer, pytest.raises(CheckpointError) as error:
         checkpointer.restore(3, abstract(state), iterator())
     assert str(run / "checkpoints") in str(error.value)
@@ -272,8 +295,10 @@ def test_no_checkpoint_there(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError) as error:
         find_checkpoint(tmp_path / name)
-    assert f"config.init_from={tmp_path / name}" in str(error.value)
+    assert f"config.init_from={tmp_path / name}: no checkpoint there" in str(error.value)
     assert "workdir" in str(error.value)
+    with pytest.raises(CheckpointError, match=rf"^--from={tmp_path / name}: no checkpoint there"):
+        find_checkpoint(tmp_path / name, "--from")
 
 
 def test_a_checkpoint_without_a_config(tmp_path):

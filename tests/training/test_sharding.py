@@ -78,7 +78,8 @@ def boxed_params():
 
 def make_state(boxed):
     extra = {"queue": jnp.zeros((16, 4)), "bias": jnp.zeros((8,))}
-    return create_state(boxed, optax.adam(1e-3), extra, seed=0, momentum=True)
+    params = nn.meta.unbox(boxed)
+    return create_state(params, optax.adam(1e-3), extra, 0, jax.tree.map(jnp.copy, params))
 
 
 def specs(boxed, mesh):

@@ -1,6 +1,5 @@
 """The hash of parameters, and the state a run begins with."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mplug_jax.training.sharding import make_mesh
-from mplug_jax.training.state import create_state, params_sha256, path_name
+from mplug_jax.training.state import create_state, params_sha256, part_of, path_name
 
 
 def tree():
@@ -87,30 +86,37 @@ def test_path_name_joins_keys_and_indices():
     assert [path_name(path) for path, _ in paths] == ["a/b/0", "a/b/1"]
 
 
-def boxed():
-    kernel = jnp.arange(6.0).reshape(2, 3)
-    return {"kernel": nn.LogicallyPartitioned(kernel, ("embed", "mlp")), "scale": jnp.ones(2)}
+def params():
+    return {"head": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.zeros(3)}, "scale": 2.0}
 
 
-def test_state_begins_at_step_zero_with_plain_parameters():
+def test_state_begins_at_step_zero():
     extra = {"pointer": jnp.asarray(4)}
-    state = create_state(boxed(), optax.adam(1e-3), extra, seed=2**31 - 1, momentum=False)
+    state = create_state(params(), optax.adam(1e-3), extra, seed=2**31 - 1)
     assert state.step.dtype == state.seed.dtype == jnp.int32
     assert (int(state.step), int(state.seed)) == (0, 2**31 - 1)
-    assert state.momentum_params is None
+    assert state.momentum_params is state.teacher() is None
     assert state.extra is extra
-    np.testing.assert_array_equal(state.params["kernel"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(state.params["head"]["kernel"], params()["head"]["kernel"])
     moments = state.opt_state[0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(moments))
 
 
-def test_momentum_model_begins_as_a_copy_with_memory_of_its_own():
-    state = create_state(boxed(), optax.adam(1e-3), None, seed=0, momentum=True)
-    assert jax.tree.structure(state.momentum_params) == jax.tree.structure(state.params)
-    for teacher, online in zip(
-        jax.tree.leaves(state.momentum_params), jax.tree.leaves(state.params), strict=True
-    ):
-        np.testing.assert_array_equal(teacher, online)
-        # A step donates the state: one buffer cannot be given away twice.
-        assert teacher.unsafe_buffer_pointer() != online.unsafe_buffer_pointer()
+@pytest.mark.parametrize(
+    "own", [{"head": {"bias": np.ones(3)}}, {"head": {"bias": np.ones(3)}, "scale": 5.0}, {}]
+)
+def test_a_teacher_is_the_student_but_for_what_it_has_of_its_own(own):
+    teacher = create_state(params(), optax.sgd(1.0), None, 0, own).teacher()
+    assert jax.tree.structure(teacher) == jax.tree.structure(params())
+    np.testing.assert_array_equal(teacher["head"]["kernel"], params()["head"]["kernel"])
+    np.testing.assert_array_equal(teacher["head"]["bias"], np.full(3, float("head" in own)))
+    assert teacher["scale"] == own.get("scale", 2.0)
+
+
+def test_part_of_a_tree():
+    part = part_of(params(), {"head": {"kernel": None}, "scale": None})
+    assert part.keys() == {"head", "scale"} and part["head"].keys() == {"kernel"}
+    np.testing.assert_array_equal(part["head"]["kernel"], params()["head"]["kernel"])
+    assert part["scale"] == 2.0
+    assert part_of(params(), {}) == {}

@@ -23,7 +23,7 @@ from mplug_jax.training.sharding import (
     state_shardings,
 )
 from mplug_jax.training.state import TrainState, create_state
-from mplug_jax.training.step import make_train_step
+from mplug_jax.training.step import first_momentum_params, make_train_step
 
 CONFIG = {
     "lr": 1.0,
@@ -184,6 +184,36 @@ def test_teacher_patterns_that_cannot_be_used_are_refused(patterns, said):
     assert re.search(said, str(caught.value))
 
 
+def test_a_teacher_has_no_copy_of_what_the_student_never_moves():
+    config = CONFIG | {"rules": (("^w$", {"freeze": True}),)}
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    own = first_momentum_params(params, config)
+    assert own.keys() == {"b"}
+    assert own["b"] == PARAMS["b"]
+    # A step donates the state: one buffer cannot be given away twice.
+    assert own["b"].unsafe_buffer_pointer() != params["b"].unsafe_buffer_pointer()
+
+    # Its pattern still holds where the teacher has nothing to keep.
+    state, metrics = toy_step(
+        toy_state(teacher={"b": TEACHER["b"]}), frozen=("w",), teacher_frozen=("^w$",)
+    )
+    expected = 0.9 * TEACHER["b"] + 0.1 * PARAMS["b"]
+    assert state.momentum_params.keys() == {"b"}
+    close(state.momentum_params["b"], expected)
+    close(metrics["teacher"], PARAMS["w"].sum() + expected)
+
+
+def test_what_a_teacher_keeps_of_a_trained_parameter_is_its_own():
+    first = first_momentum_params(jax.tree.map(jnp.asarray, PARAMS), CONFIG)
+    assert first.keys() == PARAMS.keys()
+    state = toy_state(teacher=first)
+    for _ in range(2):
+        state, metrics = toy_step(state, teacher_frozen=("^w$",))
+    assert np.abs(state.params["w"] - PARAMS["w"]).max() > 0.1
+    np.testing.assert_array_equal(state.momentum_params["w"], PARAMS["w"])
+    close(metrics["teacher"], PARAMS["w"].sum() + state.momentum_params["b"])
+
+
 def test_without_a_teacher_there_is_none():
     state, metrics = toy_step(toy_state())
     assert state.momentum_params is None
@@ -247,14 +277,15 @@ def pretrain_start(task):
     optimizer = make_optimizer(nn.meta.unbox(boxed), config.optimizer, config.total_steps)
 
     def init():
-        extra = task.init_extra(rng)
-        return create_state(task.init_params(rng), optimizer, extra, config.seed, momentum=True)
+        params = nn.meta.unbox(task.init_params(rng))
+        teacher = first_momentum_params(params, config.optimizer)
+        return create_state(params, optimizer, task.init_extra(rng), config.seed, teacher)
 
     return optimizer, boxed, jax.jit(init)()
 
 
-def pretrain_update(task, optimizer, boxed, state, mesh, batch):
-    """(state, metrics) after one compiled step on a mesh."""
+def pretrain_update(task, optimizer, boxed, state, mesh, batch, steps=1):
+    """(state, metrics of each step) after compiled steps on a mesh."""
     shardings = state_shardings(state, boxed, mesh)
     step = make_train_step(
         task.loss,
@@ -269,25 +300,64 @@ def pretrain_update(task, optimizer, boxed, state, mesh, batch):
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
+        # Optimised less: this compiles for longer than it runs.
+        compiler_options={"xla_backend_optimization_level": 0},
     )
+    metrics = []
     with jax.set_mesh(mesh):
         state = jax.device_put(state, shardings)
-        state, metrics = compiled(state, place_local_batch(batch, mesh))
-    return jax.tree.map(np.asarray, state), jax.tree.map(float, metrics)
+        for _ in range(steps):
+            state, scalars = compiled(state, place_local_batch(batch, mesh))
+            metrics.append(jax.tree.map(float, scalars))
+    return jax.tree.map(np.asarray, state), metrics
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    letters = [prefix + c for c in string.ascii_lowercase for prefix in ("", "##")]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    return str(path)
+
+
+def size(tree):
+    """Bytes."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.slow
-def test_pretraining_on_eight_devices_equals_one(tmp_path):
+def test_a_frozen_image_encoder_is_held_once_and_teaches_as_a_copy_would(tmp_path, vocabulary):
+    config = small_config(vocabulary)
+    config.optimizer.rules += (("^visual_encoder/", {"freeze": True}),)
+    config.objectives.itm.weight = config.objectives.prefix.weight = 0.0
+    task = Pretrain(config, str(tmp_path))
+    optimizer, boxed, lean = pretrain_start(task)
+    full = lean.replace(momentum_params=lean.teacher())
+    encoder = lean.params["visual_encoder"]
+    assert size(encoder) > 50_000
+    assert size(lean.momentum_params) == size(lean.params) - size(encoder)
+
+    single = make_mesh({"data": 1}, jax.devices()[:1])
+    batch = pretrain_batch(task, 16)
+    (lean, losses), (full, full_losses) = (
+        pretrain_update(task, optimizer, boxed, state, single, batch, steps=3)
+        for state in (lean, full)
+    )
+    assert size(full) - size(lean) == size(encoder)
+    assert len({step["loss"] for step in losses}) == 3
+    for ours, theirs in zip(losses, full_losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_pretraining_on_eight_devices_equals_one(tmp_path, vocabulary):
     """Each device holds two pairs of sixteen, and still all are contrasted with all."""
-    letters = [prefix + c for c in string.ascii_lowercase for prefix in ("", "##")]
-    vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
-    task = Pretrain(small_config(str(vocabulary)), str(tmp_path))
+    task = Pretrain(small_config(vocabulary), str(tmp_path))
     batch = pretrain_batch(task, 16)
     start = pretrain_start(task)
     single = make_mesh({"data": 1}, jax.devices()[:1])
-    one, one_metrics = pretrain_update(task, *start, single, batch)
-    eight, eight_metrics = pretrain_update(task, *start, make_mesh({"data": 8}), batch)
+    one, (one_metrics,) = pretrain_update(task, *start, single, batch)
+    eight, (eight_metrics,) = pretrain_update(task, *start, make_mesh({"data": 8}), batch)
 
     assert {"loss", "loss_itc", "loss_itm", "loss_mlm", "loss_prefix"} <= one_metrics.keys()
     assert eight_metrics == pytest.approx(one_metrics, rel=1e-5)

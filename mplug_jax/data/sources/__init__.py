@@ -1,14 +1,17 @@
 """Data sources by name: what `data.train` and the evaluators of a config turn into."""
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mplug_jax.data.records import Source
-from mplug_jax.data.sources.json_files import JsonRecords
+from mplug_jax.data.sources.json_files import json_records
+from mplug_jax.data.sources.refer import refer_records
 from mplug_jax.data.sources.scenes import Scenes
+from mplug_jax.data.sources.video import video_records
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,10 @@ class SourceKind:
     reads_files: bool = True
 
 
-def _file_kind(*optional: str) -> SourceKind:
+def _json_kind(name: str, *optional: str) -> SourceKind:
+    build = functools.partial(json_records, kind=name)
     return SourceKind(
-        JsonRecords,
-        frozenset({"path"}),
-        frozenset({"images", "split", "max_bad_fraction", *optional}),
+        build, frozenset({"path"}), frozenset({"images", "max_bad_fraction", *optional})
     )
 
 
@@ -33,14 +35,24 @@ KINDS: dict[str, SourceKind] = {
     "scenes": SourceKind(
         Scenes,
         frozenset({"level", "split"}),
-        frozenset({"size", "fields", "seed", "cache", "max_objects"}),
+        frozenset({"size", "fields", "seed", "cache", "max_objects", "video"}),
         reads_files=False,
     ),
-    "captions": _file_kind(),
-    "retrieval": _file_kind(),
-    "vqa": _file_kind(),
-    "grounding": _file_kind("box_format"),
-    "jsonl": _file_kind(),
+    "captions": _json_kind("captions", "split"),
+    "retrieval": _json_kind("retrieval", "split"),
+    "vqa": _json_kind("vqa", "annotations", "image_name", "labels"),
+    "grounding": _json_kind("grounding", "box_format"),
+    "nlvr2": _json_kind("nlvr2"),
+    "snli_ve": _json_kind("snli_ve"),
+    "jsonl": _json_kind("jsonl"),
+    "refer": SourceKind(
+        refer_records,
+        frozenset({"path", "instances"}),
+        frozenset({"images", "split", "max_bad_fraction"}),
+    ),
+    "video": SourceKind(
+        video_records, frozenset({"path"}), frozenset({"videos", "extension", "max_bad_fraction"})
+    ),
 }
 
 
@@ -78,7 +90,7 @@ def build_source(
         raise ValueError(f"a {name!r} source needs {' and '.join(map(repr, missing))}: {given}")
     if not kind.reads_files:
         return kind.build(**{"seed": seed, **given})
-    return kind.build(kind=name, root=root, **{"max_bad_fraction": max_bad_fraction, **given})
+    return kind.build(root=root, **{"max_bad_fraction": max_bad_fraction, **given})
 
 
 def build_mixture(

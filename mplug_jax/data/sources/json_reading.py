@@ -28,24 +28,18 @@ class Item:
 
 
 def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
-    """The items of a JSON array or of a file of JSON lines, or the one JSON object a file holds.
+    """The items of a JSON array or of a file of JSON lines, or the one document a file holds.
 
-    What the file is shows in its content; its name does not matter. A broken line of JSON lines is
-    an item with an error.
+    What the file is shows in its content; its name does not matter. A document is an object of
+    lists named images, annotations or questions; any other object is an item. A broken line of
+    JSON lines is an item with an error.
 
     Raises:
       SourceError: the file is missing, empty, not UTF-8, or neither JSON nor JSON lines (with line
         and column); of an array while iterating.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: is not a UTF-8 text file ({error})") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    text = _text(path)
     start = len(text) - len(text.lstrip())
-    if start == len(text):
-        raise SourceError(f"{path}: the file is empty")
     if text[start] == "[":
         return _array_items(path, text, start + 1)
     try:
@@ -54,9 +48,43 @@ def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
         if _looks_like_lines(text):
             return _line_items(path, text)
         raise _no_json(path, text, error) from error
-    if isinstance(value, dict) and isinstance(value.get("images"), list):
-        return value
-    return iter([Item(f"{path}:1", value)])
+    return value if _is_document(value) else iter([Item(f"{path}:1", value)])
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The one JSON object a file holds.
+
+    Raises:
+      SourceError: as `read_items`, or the file holds something else.
+    """
+    text = _text(path)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _no_json(path, text, error) from error
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _text(path: Path) -> str:
+    """The text of a file; raises SourceError where it cannot be read or is blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: is not a UTF-8 text file ({error})") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise SourceError(f"{path}: the file is empty")
+    return text
+
+
+def _is_document(value: Any) -> bool:
+    """Whether an object holds all items, and is not the one row of a file of JSON lines."""
+    if not isinstance(value, dict) or {"image", "video", "sentence"} & value.keys():
+        return False
+    return any(isinstance(value.get(key), list) for key in ("images", "annotations", "questions"))
 
 
 def _looks_like_lines(text: str) -> bool:

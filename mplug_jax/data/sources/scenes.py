@@ -61,6 +61,8 @@ class Scenes:
         seed: another seed is another set of scenes, with the same division into splits.
         cache: keep every record once drawn in memory (about 4 kB a scene at "easy", 15 kB at
             "full"), so that only the first epoch draws.
+        video: records are clips of the scenes in motion: `video` [FRAMES, H, W, 3], and captions
+            and questions of the motion.
         max_objects: a training scene holds 1 to this many objects; None takes the level's number.
 
     Raises:
@@ -77,6 +79,7 @@ class Scenes:
         seed: int = 0,
         cache: bool = False,
         max_objects: int | None = None,
+        video: bool = False,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"scenes: unknown level {level!r}; choose one of {list(LEVELS)}")
@@ -93,7 +96,7 @@ class Scenes:
                 f"scenes: max_objects must be 1 to {most} at level {level!r}, and only training "
                 f"scenes take it; got {max_objects} for {split!r}"
             )
-        self.max_objects = most if max_objects is None else max_objects
+        self.max_objects, self.video = most if max_objects is None else max_objects, video
         self.level, self.split, self.fields, self.seed = level, split, tuple(fields), seed
         self._held_out: list[Layout] | None = None
         self._records: dict[int, Record] | None = {} if cache else None
@@ -128,11 +131,11 @@ class Scenes:
 
     def _draw(self, index: int) -> Record:
         layout = self.layout(index)
-        record: Record = {
-            "id": f"scenes/{self.level}/{self.split}/{index}",
-            "image": draw(layout),
-            "image_id": int(index),
-        }
+        name = f"scenes/{self.level}/{self.split}/{index}"
+        if self.video:
+            moving = self._task("clip", int(index), layout)
+            return {"id": name, "image": moving["video"][0], "image_id": int(index), **moving}
+        record: Record = {"id": name, "image": draw(layout), "image_id": int(index)}
         if "captions" in self.fields:
             record["captions"] = captions(layout)
         for field in self.fields:

@@ -6,27 +6,23 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mplug_jax.data.records import BadSample, SourceError
-from mplug_jax.data.sources.json_files import JsonRecords
+from mplug_jax.data.sources.json_files import json_records
 
 PICTURES = ("a.jpg", "b.jpg", "sub/c.jpg")
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(data_root):
     """A data root with three pictures of 40 x 20 pixels in `images/`."""
-    (tmp_path / "images" / "sub").mkdir(parents=True)
-    for name in PICTURES:
-        Image.new("RGB", (40, 20)).save(tmp_path / "images" / name)
-    return tmp_path
+    return data_root.path
 
 
 def load(root, content, kind="captions", name="data.json", **options):
     text = content if isinstance(content, str) else json.dumps(content)
     (root / name).write_text(text, encoding="utf-8")
-    return JsonRecords(name, kind=kind, root=root, **{"images": "images", **options})
+    return json_records(name, kind=kind, root=root, **{"images": "images", **options})
 
 
 def rows(source):
@@ -84,37 +80,6 @@ def test_a_split_that_is_not_there(root):
         load(root, KARPATHY, split="valid")
     with pytest.raises(SourceError, match="has no splits"):
         load(root, [{"image": "a.jpg", "caption": "one"}], split="train")
-
-
-def test_coco_captions_file(root):
-    source = load(
-        root,
-        {
-            "info": {},
-            "images": [{"id": 9, "file_name": "a.jpg"}, {"id": 4, "file_name": "b.jpg"}],
-            "annotations": [
-                {"id": 1, "image_id": 4, "caption": "of b"},
-                {"id": 2, "image_id": 9, "caption": "of a"},
-                {"id": 3, "image_id": 4, "caption": "of b too"},
-            ],
-        },
-    )
-    assert images_of(root, source) == ["a.jpg", "b.jpg"]
-    assert [row["captions"] for row in rows(source)] == [["of a"], ["of b", "of b too"]]
-    assert [row["image_id"] for row in rows(source)] == [9, 4]
-
-
-def test_coco_captions_with_lost_parts(root):
-    document = {
-        "images": [{"id": 1, "file_name": "a.jpg"}, {"file_name": "b.jpg"}],
-        "annotations": [{"image_id": 1, "caption": "good"}, {"image_id": 7, "caption": "lost"}],
-    }
-    source = load(root, document, max_bad_fraction=0.9)
-    assert len(source) == 1
-    assert [where.split(": ")[1] for where, _ in source.bad_records] == [
-        "images[1]",
-        "annotations[1]",
-    ]
 
 
 def test_retrieval_train_and_eval_files(root):
@@ -341,16 +306,16 @@ def test_files_that_cannot_be_used(root, text, message):
 def test_a_file_that_is_no_text(root):
     (root / "data.json").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(SourceError, match="UTF-8"):
-        JsonRecords("data.json", root=root)
+        json_records("data.json", root=root)
 
 
 def test_missing_files_and_folders_name_the_root(root, tmp_path):
     with pytest.raises(SourceError, match=rf"no file {root}/none\.json.*config\.data\.root"):
-        JsonRecords("none.json", root=root)
+        json_records("none.json", root=root)
     with pytest.raises(SourceError, match=r"config\.data\.root is '.*/nowhere'"):
-        JsonRecords("data.json", root=tmp_path / "nowhere")
+        json_records("data.json", root=tmp_path / "nowhere")
     with pytest.raises(SourceError, match=r"config\.data\.root is None"):
-        JsonRecords("no_such_file.json")
+        json_records("no_such_file.json")
     with pytest.raises(SourceError, match=rf"no folder {root}/photos"):
         load(root, [{"image": "a.jpg", "caption": "x"}], images="photos")
     with pytest.raises(SourceError, match=rf"such as {root}/images/q\.jpg.*`images`"):
@@ -360,12 +325,26 @@ def test_missing_files_and_folders_name_the_root(root, tmp_path):
 def test_images_default_to_the_root_and_then_to_the_files_folder(root):
     row = [{"image": "images/a.jpg", "caption": "x"}]
     assert load(root, row, images=None)[0]["image"] == f"{root}/images/a.jpg"
-    assert JsonRecords(root / "data.json")[0]["image"] == f"{root}/images/a.jpg"
+    assert json_records(root / "data.json")[0]["image"] == f"{root}/images/a.jpg"
+
+
+def test_paths_may_start_from_the_working_directory(root, monkeypatch):
+    load(root, [{"image": "a.jpg", "caption": "x"}])
+    monkeypatch.chdir(root / "images")
+    for data_root in (None, "."):
+        source = json_records("../data.json", root=data_root, images=".")
+        assert source[0]["image"] == f"{root}/images/a.jpg"
 
 
 def test_sources_survive_pickling(root):
     source = load(root, OWN, kind="jsonl")
     assert rows(pickle.loads(pickle.dumps(source))) == rows(source)
+
+
+def test_options_that_the_format_has_no_use_for_are_refused(root):
+    row = [{"image": "a.jpg", "phrase": "a dog", "box": [0, 0, 1, 1]}]
+    with pytest.raises(SourceError, match="'grounding', which has no use for 'box_format'"):
+        load(root, row, kind="grounding", box_format="xyxy")
 
 
 def test_unknown_settings_are_refused(root):

@@ -1,0 +1,166 @@
+"""Fine-tuning on the embedded scenes: what the tasks change in the config of their pre-training.
+
+No experiment of its own; ``configs/quickstart.py:<task>`` and ``configs/scenes.py:<task>`` are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mplug_jax.config import (
+    caption_eval,
+    classification_eval,
+    grounding_eval,
+    retrieval_eval,
+    vqa_eval,
+)
+
+# Everything that holds words, so that one vocabulary serves all tasks.
+FIELDS = ("captions", "questions", "phrases", "pair", "entailment", "clip")
+
+
+def scenes(level: str, split: str, *fields: str, **settings: Any) -> dict[str, Any]:
+    """The source of a split, kept in memory once drawn."""
+    chosen = {"fields": fields} if fields else {}
+    known = {"kind": "scenes", "level": level, "split": split, "cache": True}
+    return {**known, **chosen, **settings}
+
+
+def finetune(config: ConfigDict, task: str, level: str) -> None:
+    """Turns the config of a pre-training into that of a task.
+
+    Raises:
+      ValueError: an unknown task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"the task {task!r} is unknown; choose one of {', '.join(TASKS)}.")
+    config.total_steps = 4000
+    config.eval_every = 2000
+    config.checkpoint_every = 2000
+    config.optimizer.update({"lr": 8e-4, "warmup_steps": 100})
+    with config.evals.unlocked():
+        del config.evals.retrieval, config.evals.caption
+    TASKS[task](config, level)
+
+
+def caption(config: ConfigDict, level: str) -> None:
+    """Cross-entropy on captions, of which the first names everything."""
+    config.task = "caption"
+    config.finetune.caption.memory = "fused"
+    config.total_steps = 2000
+    config.eval_every = 1000
+    with config.evals.unlocked():
+        config.evals.caption = caption_eval(
+            scenes(level, "val"), limit=256, max_length=config.data.target_length
+        )
+    config.checkpoint.best_metric = "caption/cider"
+
+
+def scst(config: ConfigDict, level: str) -> None:
+    """Self-critical training on CIDEr, from ``--config.init_from=`` a run of ``:caption``."""
+    caption(config, level)
+    config.task = "scst"
+    config.total_steps = 200
+    config.eval_every = 50
+    config.optimizer.update({"lr": 1e-4, "warmup_steps": 10})
+    config.finetune.scst.update({"texts": 5, "max_length": config.data.target_length - 1})
+    config.batch_size = 16
+
+
+def vqa(config: ConfigDict, level: str) -> None:
+    """Questions of colour, shape, size, count, presence and relation."""
+    config.task = "vqa"
+    config.data.train = (scenes(level, "train", "questions"),)
+    config.finetune.vqa.answers = 1
+    config.data.target_length = 4
+    with config.evals.unlocked():
+        config.evals.vqa = vqa_eval(scenes(level, "val", "questions"), limit=1024, max_length=3)
+    config.checkpoint.best_metric = "vqa/accuracy"
+
+
+def retrieval(config: ConfigDict, level: str) -> None:
+    """ITC and ITM alone."""
+    config.task = "retrieval"
+    config.total_steps = 2000
+    config.eval_every = 1000
+    config.objectives.mlm.weight = config.objectives.prefix.weight = 0.0
+    config.objectives.itm.fraction = 1.0
+    with config.evals.unlocked():
+        config.evals.retrieval = retrieval_eval(scenes(level, "val"), limit=256, rerank=32)
+    config.checkpoint.best_metric = "retrieval/txt_r1"
+
+
+def grounding(config: ConfigDict, level: str) -> None:
+    """Phrases to boxes of 65 coordinates a side, two a pixel."""
+    config.task = "grounding"
+    config.data.train = (scenes(level, "train", "phrases"),)
+    config.finetune.grounding.update({"bins": 65, "appended": True})
+    with config.evals.unlocked():
+        config.evals.grounding = grounding_eval(scenes(level, "val", "phrases"), limit=1024)
+    config.checkpoint.best_metric = "grounding/acc@0.5"
+
+
+def nlvr2(config: ConfigDict, level: str) -> None:
+    """A sentence about two pictures, true or false."""
+    _classification(config, level, "nlvr2", "pair", classes=2, classified=2)
+
+
+def snli_ve(config: ConfigDict, level: str) -> None:
+    """A hypothesis that a picture entails, leaves open or contradicts."""
+    _classification(config, level, "snli_ve", "entailment", classes=3)
+
+
+def _classification(config: ConfigDict, level: str, task: str, field: str, **model: int) -> None:
+    config.task = task
+    config.model.update(model)
+    config.data.train = (scenes(level, "train", field),)
+    source = scenes(level, "val", field, size=512)
+    with config.evals.unlocked():
+        config.evals[task] = classification_eval(source, limit=512)
+    config.checkpoint.best_metric = f"{task}/accuracy"
+
+
+def _clips(config: ConfigDict, level: str, frames: int = 4) -> dict[str, Any]:
+    """Clips of scenes in motion; their tokens are joined."""
+    config.model.frames = frames
+    config.data.train = (scenes(level, "train", video=True, size=4000),)
+    return scenes(level, "val", video=True, size=256)
+
+
+def video_retrieval(config: ConfigDict, level: str) -> None:
+    """Which clip, which sentence: both tell what moves where."""
+    retrieval(config, level)
+    source = _clips(config, level)
+    with config.evals.unlocked():
+        config.evals.retrieval = retrieval_eval(source, limit=256, rerank=32)
+
+
+def video_qa(config: ConfigDict, level: str) -> None:
+    """What moves, and which way."""
+    vqa(config, level)
+    source = _clips(config, level)
+    with config.evals.unlocked():
+        config.evals.vqa = vqa_eval(source, limit=768, max_length=3)
+
+
+def video_caption(config: ConfigDict, level: str) -> None:
+    """What moves where, in a sentence."""
+    caption(config, level)
+    source = _clips(config, level)
+    with config.evals.unlocked():
+        config.evals.caption = caption_eval(source, limit=256, max_length=config.data.target_length)
+
+
+TASKS: dict[str, Callable[[ConfigDict, str], None]] = {
+    "caption": caption,
+    "scst": scst,
+    "vqa": vqa,
+    "retrieval": retrieval,
+    "grounding": grounding,
+    "nlvr2": nlvr2,
+    "snli_ve": snli_ve,
+    "video_retrieval": video_retrieval,
+    "video_qa": video_qa,
+    "video_caption": video_caption,
+}

@@ -1,0 +1,110 @@
+"""Captions of pictures and clips, compared with references and, for scenes, with the truth."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mplug_jax.data.sources.scenes import Scenes
+from mplug_jax.data.task_examples import PictureExamples, prompt_ids
+from mplug_jax.evaluation.captions import caption_metrics
+from mplug_jax.evaluation.scene_captions import attribute_accuracy
+from mplug_jax.generation.beam import BeamConfig
+from mplug_jax.tasks.evaluators.held_out import HeldOut, Sheet, best_texts, write_json
+from mplug_jax.tasks.forward import picture_memory
+
+logger = logging.getLogger(__name__)
+
+
+class CaptionEvaluator:
+    """The COCO caption metrics, and for still scenes how much of the captions is true.
+
+    Args:
+      limit: pictures captioned; 0 takes all.
+      max_length, min_length: tokens of a caption after its prompt.
+      beams, procedure: of the search; a single beam is greedy.
+      memory: what the decoder reads, 'image' or 'fused'.
+      prompt: words that every caption continues; they are no part of it.
+
+    Raises:
+      ValueError: the prompt and a caption do not fit the model's positions.
+    """
+
+    def __init__(
+        self,
+        data: HeldOut,
+        *,
+        limit: int,
+        max_length: int,
+        min_length: int,
+        beams: int,
+        procedure: str,
+        memory: str,
+        prompt: str,
+    ):
+        self._data, self._limit = data, limit
+        self._examples = PictureExamples(data.transform, data.setup.model_config.frames)
+        search = BeamConfig(beams, max_length, min_length, procedure=procedure, returned=1)
+        start = prompt_ids(data.setup.tokenizer, prompt)
+        positions = data.setup.model_config.text.max_positions
+        if len(start) + max_length - 1 > positions:
+            raise ValueError(
+                f"a caption evaluator's prompt {prompt!r} of {len(start)} tokens and max_length="
+                f"{max_length} exceed the {positions} positions of config.model.text.max_positions."
+            )
+        special = data.special
+
+        def write(params: Any, batch: Any) -> jax.Array:
+            ids = special["cls_id"], special["sep_id"]
+            seen = picture_memory(data.forward(params), batch["image"], memory, *ids)
+            return best_texts(data, params, seen, search, start)
+
+        self._write = data.compiled(write)
+
+    def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
+        """``cider`` and its like in percent where there are references, ``words`` of a caption; for
+        still scenes fractions ``attribute_accuracy`` ... too."""
+        data, captions, sheet = self._data, {}, Sheet()
+        rows = data.each(self._write, params, self._examples, ("image",), limit=self._limit)
+        for index, example, ids in rows:
+            captions[index] = data.setup.tokenizer.decode(ids)
+            if samples is not None and not sheet.full:
+                sheet.add(example["image"], captions[index], self._right(index, captions[index]))
+        if samples is not None:
+            # The format of COCO's caption evaluation; ids are the records'.
+            lines = [
+                {"image_id": data.source[index]["id"], "caption": caption}
+                for index, caption in captions.items()
+            ]
+            write_json(samples / "captions.json", lines)
+            sheet.write(samples / "captions.png")
+        return self._metrics(captions)
+
+    def _drawn(self) -> Scenes | None:
+        """The source, if it knows what its still pictures show."""
+        source = self._data.source
+        return source if isinstance(source, Scenes) and not source.video else None
+
+    def _right(self, index: int, caption: str) -> bool | None:
+        scenes = self._drawn()
+        if scenes is None:
+            return None
+        return bool(attribute_accuracy([scenes.layout(index)], [caption])["attribute_accuracy"])
+
+    def _metrics(self, captions: dict[int, str]) -> dict[str, float]:
+        source, scenes = self._data.source, self._drawn()
+        metrics = {"words": float(np.mean([len(said.split()) for said in captions.values()]))}
+        if scenes is not None:
+            layouts = [scenes.layout(index) for index in captions]
+            metrics |= attribute_accuracy(layouts, list(captions.values()))
+        references = {index: source[index].get("captions") for index in captions}
+        references = {index: texts for index, texts in references.items() if texts}
+        if references:
+            said = {index: captions[index] for index in references}
+            return metrics | caption_metrics(said, references, java=False)
+        logger.warning("%r holds no captions to compare with: there is no metric of them", source)
+        return metrics

@@ -151,9 +151,10 @@ class ViT(nn.Module):
         grid = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, c.width)
         cls = self.param("class_embedding", kernel_init(std, "embed"), (c.width,))
+        # The conv stem's tokens deviate by 1 and more: positions of CLIP's scale drown in them.
         positions = self.param(
             "position_embedding",
-            kernel_init(std, "position", "embed"),
+            kernel_init(1.0 if c.stem == "conv" else std, "position", "embed"),
             (1 + c.grid[0] * c.grid[1], c.width),
         )
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, c.width))

@@ -114,3 +114,15 @@ def test_the_convolutional_stem_keeps_the_patch_grid(compiled):
     assert moved.shape == (2, 4) and moved[0, 1] > 0.01
     np.testing.assert_array_equal(moved[1], 0)
     np.testing.assert_array_equal(moved[0, 2:], 0)
+
+
+@pytest.mark.parametrize(("stem", "deviation"), [("conv", 1.0), ("patch", 32**-0.5)])
+def test_positions_begin_as_large_as_the_tokens_they_are_added_to(stem, deviation):
+    vision = VisionConfig(
+        image_size=(32, 32), patch_size=(4, 4), width=32, depth=1, heads=2, mlp_dim=8, stem=stem
+    )
+    key, image = jax.random.key(0, impl="rbg"), jnp.zeros((1, 32, 32, 3))
+    variables = ViT(vision).init(key, image)
+    positions = nn.meta.unbox(variables["params"])["position_embedding"]
+    assert positions.shape == (65, 32)
+    assert float(positions.std()) == pytest.approx(deviation, rel=0.1)

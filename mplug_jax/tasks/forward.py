@@ -34,6 +34,15 @@ class Forward(NamedTuple):
         return self.model.apply({"params": self.params}, *args, method=method, rngs=rngs)
 
 
+def answer_logits(forward: Forward, memory: tuple[Array, Array], ids: Array) -> Array:
+    """``[B, K, T-1, vocab]``: what the decoder answers to all but the last of ``ids [B, K, T]``, K
+    texts of each picture that read the same memory."""
+    count = ids.shape[1]
+    memory, mask = (jnp.repeat(x, count, axis=0) for x in memory)
+    logits = forward("decode", ids.reshape(-1, ids.shape[-1])[:, :-1], memory, mask)
+    return logits.reshape(*ids.shape[:2], *logits.shape[1:])
+
+
 def text_memory(forward: Forward, image: Array, ids: Array, mask: Array) -> tuple[Array, Array]:
     """Memory ``[B, V + L, D]`` and its mask of pictures (or clips) fused with texts ``[B, L]``."""
     embeds = forward("encode_image", image)

@@ -29,14 +29,12 @@ from mplug_jax.generation.sampling import SampleConfig, sample
 from mplug_jax.generation.stepping import check_positions
 from mplug_jax.objectives.scst import scst_loss
 from mplug_jax.tasks.caption import examples
-from mplug_jax.tasks.forward import Forward, picture_memory
+from mplug_jax.tasks.forward import Forward, answer_logits, picture_memory
 from mplug_jax.tasks.kind import Kind, LossParts
 from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.sharding import BATCH, batch_sharding, place_local_batch
 
 Array = jax.Array
-SEARCHES = ("beam", "sample")
-BASELINES = ("mean", "greedy")
 
 
 def references(sources: Sequence[tuple[Source, float]]) -> dict[int, list[str]]:
@@ -175,11 +173,6 @@ class Rollout:
 def _check(setup: Setup, mesh: Any) -> None:
     """Raises ConfigError for a setting of ``config.finetune.scst`` that cannot work."""
     settings, name = setup.config.finetune.scst, "config.finetune.scst"
-    for key, choices in (("search", SEARCHES), ("baseline", BASELINES)):
-        if settings[key] not in choices:
-            raise ConfigError(
-                f"{name}.{key}={settings[key]!r} is unknown; choose {' or '.join(choices)}."
-            )
     if settings.texts < 2 and settings.baseline == "mean":
         raise ConfigError(
             f"{name}.texts={settings.texts} teaches nothing with the baseline 'mean', which is "
@@ -245,11 +238,10 @@ def loss(setup: Setup, forward: Forward, teacher: Any, batch: Any, step: Any) ->
     """The self-critical loss of the rollout's texts; their mean ``reward`` and ``length`` (tokens,
     [SEP] included) are logged."""
     ids, mask = batch["text_ids"], batch["text_mask"]
-    memory = [jnp.repeat(x, ids.shape[1], axis=0) for x in _memory(setup, forward, batch["image"])]
-    logits = forward("decode", ids.reshape(-1, ids.shape[-1])[:, :-1], *memory)
+    logits = answer_logits(forward, _memory(setup, forward, batch["image"]), ids)
     prompt = len(prompt_ids(setup.tokenizer, setup.config.finetune.caption.prompt))
     loss_sum, count = scst_loss(
-        logits.reshape(*ids.shape[:2], *logits.shape[1:]),
+        logits,
         ids,
         mask,
         batch["rewards"],

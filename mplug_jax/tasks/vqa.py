@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mplug_jax.data.task_examples import QuestionExamples
 from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.objectives.momentum import alpha_ramp
 from mplug_jax.objectives.vqa import vqa_loss
-from mplug_jax.tasks.forward import Forward, text_memory
+from mplug_jax.tasks.forward import Forward, answer_logits, text_memory
 from mplug_jax.tasks.kind import Kind, LossParts
 from mplug_jax.tasks.setup import Setup
 
@@ -35,25 +34,21 @@ def examples(setup: Setup) -> QuestionExamples:
     return question_examples(setup, setup.transform)
 
 
-def _answer_logits(forward: Forward, batch: Any) -> jax.Array:
-    """``[B, K, T-1, vocab]``: every answer of a question reads the same memory."""
-    memory = text_memory(forward, batch["image"], batch["text_ids"], batch["text_mask"])
-    ids = batch["answer_ids"]
-    memory, mask = (jnp.repeat(x, ids.shape[1], axis=0) for x in memory)
-    logits = forward("decode", ids.reshape(-1, ids.shape[-1])[:, :-1], memory, mask)
-    return logits.reshape(*ids.shape[:2], *logits.shape[1:])
-
-
 def loss(
     setup: Setup, forward: Forward, teacher: Forward | None, batch: Any, step: Any
 ) -> LossParts:
     """Every answer's loss by its weight, distilled from the teacher where there is one."""
     objectives, alpha, taught = setup.config.objectives, 0.0, None
+
+    def read(model: Forward) -> jax.Array:
+        memory = text_memory(model, batch["image"], batch["text_ids"], batch["text_mask"])
+        return answer_logits(model, memory, batch["answer_ids"])
+
     if teacher is not None:
         alpha = alpha_ramp(step, setup.config.finetune.vqa.alpha, objectives.alpha_ramp_steps)
-        taught = jax.lax.stop_gradient(_answer_logits(teacher, batch))
+        taught = jax.lax.stop_gradient(read(teacher))
     parts = vqa_loss(
-        _answer_logits(forward, batch),
+        read(forward),
         batch["answer_ids"],
         batch["answer_mask"],
         batch["answer_weights"],

@@ -34,7 +34,8 @@ def plot_losses(workdir: str | Path) -> list[Path]:
 
     losses.png has a panel for each `train/loss*`, raw and smoothed; learning_rate.png the learning
     rates; evaluation.png a panel for each evaluator (the part before the slash of a key that does
-    not begin with `train/`), a line for each of its metrics; means of others are left out.
+    not begin with `train/`), a line for each of its metrics, fractions apart from percentages;
+    means of others are left out.
 
     Returns:
       The files written.
@@ -52,6 +53,11 @@ def plot_losses(workdir: str | Path) -> list[Path]:
             continue
         # The first stage of retrieval beside the second, not on top of it.
         panel = f"{evaluator}, ITC alone" if metric.startswith("itc_") else evaluator
+        # Fractions would lie flat beside percentages, and ranks fall where recall rises.
+        if metric.endswith("_medr"):
+            panel = f"{evaluator}, median rank"
+        elif np.nanmax(curve[:, 1], initial=0.0) <= 1.0:
+            panel = f"{panel}, fractions"
         evaluators.setdefault(panel, {})[metric.removeprefix("itc_")] = curve
 
     folder = Path(workdir) / "plots"

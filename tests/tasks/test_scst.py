@@ -281,8 +281,6 @@ def test_captions_of_scenes_are_read_without_drawing(monkeypatch):
 @pytest.mark.parametrize(
     ("scst", "message"),
     [
-        ({"search": "random"}, r"scst\.search='random' is unknown; choose beam or sample"),
-        ({"baseline": "none"}, r"scst\.baseline='none' is unknown; choose mean or greedy"),
         ({"texts": 1}, "texts=1 teaches nothing with the baseline 'mean'"),
         ({"chunks": 0}, "chunks=0 does not cut"),
         ({"chunks": 3}, "chunks=3 does not cut config.batch_size=8 into parts for 2 devices"),

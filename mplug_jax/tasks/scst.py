@@ -35,6 +35,9 @@ from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.sharding import BATCH, batch_sharding, place_local_batch
 
 Array = jax.Array
+# Values of config.finetune.scst, which mplug_jax.validation checks.
+SEARCHES = ("beam", "sample")
+BASELINES = ("mean", "greedy")
 
 
 def references(sources: Sequence[tuple[Source, float]]) -> dict[int, list[str]]:

@@ -20,7 +20,7 @@ from configs.flickr8k import get_config as flickr8k
 from mplug_jax.config import caption_eval, grounding_eval, retrieval_eval, vqa_eval
 
 
-def get_config(task: str) -> ConfigDict:
+def get_config(task: str = "caption") -> ConfigDict:
     """The fine-tuning of a task.
 
     Raises:

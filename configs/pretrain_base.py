@@ -1,15 +1,19 @@
 """The paper's pre-training of mPLUG-base (facts of the official recipe; 1,024 pairs a step).
 
-``--config.data.root`` holds ``vocab.txt`` beside the annotations; each source is a JSON file of
-image-caption pairs and a folder of images (docs/data.md).
+The mixture is the paper's 14 million pictures. ``--config.data.root`` holds ``vocab.txt``, for COCO
+and Visual Genome a JSON file of image-caption pairs and a folder of images each, and the folders
+``sbu``, ``cc3m`` and ``cc12m`` of tars as img2dataset leaves them (docs/data.md).
 """
 
 from ml_collections import ConfigDict
 
 from mplug_jax.config import defaults, retrieval_eval
 
-SOURCES = ("coco", "vg", "sbu", "cc3m", "cc12m")
-PAIRS = 14_900_000  # 567K + 769K + 860K + 3M + 10M, rounded to what is published
+# Pairs of each source as published. They are its weight, so that the mixture stays the paper's
+# where pictures could no longer be downloaded, and however many captions a record holds.
+ANNOTATED = {"coco": 567_000, "vg": 769_000}
+FROM_THE_WEB = {"sbu": 860_000, "cc3m": 3_000_000, "cc12m": 10_000_000}
+PAIRS = 14_900_000  # all of them, as published
 EPOCHS = 30
 
 
@@ -29,8 +33,15 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_lr = 1e-6
     config.optimizer.min_lr = 1e-6
     config.optimizer.rules = ((r"^visual_encoder/", {"lr": 1e-5}), *config.optimizer.rules)
-    config.data.train = tuple(
-        {"kind": "captions", "path": f"{name}.json", "images": name} for name in SOURCES
+    config.data.train = (
+        *(
+            {"kind": "captions", "path": f"{name}.json", "images": name, "weight": pairs}
+            for name, pairs in ANNOTATED.items()
+        ),
+        *(
+            {"kind": "webdataset", "path": name, "weight": pairs}
+            for name, pairs in FROM_THE_WEB.items()
+        ),
     )
     config.data.workers = 16
     with config.evals.unlocked():

@@ -38,7 +38,11 @@ def finetune(config: ConfigDict, task: str, level: str) -> None:
     config.total_steps = 4000
     config.eval_every = 2000
     config.checkpoint_every = 2000
-    config.optimizer.update({"lr": 8e-4, "warmup_steps": 100})
+    config.optimizer.update({"lr": 3e-4, "warmup_steps": 100})
+    with config.objectives.unlocked():
+        config.objectives.momentum = 0.0
+        config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})
+        config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.0
     with config.evals.unlocked():
         del config.evals.retrieval, config.evals.caption
     TASKS[task](config, level)
@@ -63,7 +67,7 @@ def scst(config: ConfigDict, level: str) -> None:
     config.task = "scst"
     config.total_steps = 200
     config.eval_every = 50
-    config.optimizer.update({"lr": 1e-4, "warmup_steps": 10})
+    config.optimizer.update({"lr": 5e-5, "warmup_steps": 10})
     config.finetune.scst.update({"texts": 5, "max_length": config.data.target_length - 1})
     config.batch_size = 16
 

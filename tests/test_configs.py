@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import configs
+from configs import photo_tasks, scene_tasks
 from mplug_jax.config import ConfigError, defaults, model_config
 from mplug_jax.models.mplug import count_params, init_params
 from mplug_jax.validation import validate
@@ -51,6 +52,23 @@ def test_config_is_valid_and_locked_at_every_level(name):
             group.no_such_key = 1
     with pytest.raises(AttributeError):
         config.evals.no_such_evaluator = {}
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [(name, task) for name in ("quickstart", "scenes") for task in scene_tasks.TASKS]
+    + [("photo_tasks", task) for task in photo_tasks.TASKS],
+)
+def test_every_task_of_the_scenes_and_photographs_is_valid(name, task):
+    config = importlib.import_module(f"configs.{name}").get_config(task)
+    validate(config)
+    assert config.checkpoint.best_metric.split("/")[0] in config.evals
+    assert config.objectives.momentum == 0.0
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="'vqq' is unknown; choose one of caption, scst, vqa"):
+        importlib.import_module("configs.quickstart").get_config("vqq")
 
 
 @pytest.mark.parametrize("name", NAMES)

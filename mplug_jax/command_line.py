@@ -1,4 +1,4 @@
-"""The flags of train and evaluate, and what is said of a mistake: one message, no traceback."""
+"""The flags of train, evaluate and data.inspect; a mistake is told in one message, no traceback."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from mplug_jax import saved_config
 from mplug_jax.config import ConfigError
 
 
-def run_main(main: Callable[[ConfigDict, str], Any]) -> None:
-    """Runs ``main(config, workdir)`` from ``--config`` and ``--workdir``.
+def run_main(main: Callable[..., Any]) -> None:
+    """Runs ``main(config, workdir, allow_config_change=...)`` from the flags of these names.
 
     A user's mistake ends with one message and exit status 2, without a traceback.
     """
 
+    allowed = flags.DEFINE_bool(
+        "allow_config_change", False, "Continue the run in --workdir though its config differs."
+    )
+
     def start(config: ConfigDict, given: Mapping[str, str]) -> None:
-        main(config, _made(given["workdir"]))
+        main(config, _made(given["workdir"]), allow_config_change=allowed.value)
 
     _run(
         start,
@@ -62,10 +66,35 @@ def run_evaluation(
     )
 
 
+def run_inspection(main: Callable[[ConfigDict, Mapping[str, str]], Any]) -> None:
+    """Runs ``main(config, the flags of mplug_jax.data.inspect and the config's name)``.
+
+    Mistakes end as in ``run_main``.
+    """
+
+    def start(config: ConfigDict, given: Mapping[str, str]) -> None:
+        name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+        main(config, {**given, "config": name})
+
+    _run(
+        start,
+        {
+            "out": "HTML file to write, with training samples drawn.",
+            "samples": "Records loaded of each source: a number (64), or 'all'.",
+            "hash": "Records of each source compared by their pixels: a number (500), 0 or 'all'.",
+            "records": "Records read of each source for their texts: a number or 'all'; default: "
+            "all, or 2,000 of a source that draws or holds its pictures.",
+            "workdir": "A run whose tokenizer.model is used; default: one is trained, if need be.",
+        },
+        required=None,
+        usage="Give --config=configs/<file>.py, or a run's config.json.",
+    )
+
+
 def _run(
     start: Callable[[ConfigDict, Mapping[str, str]], None],
     texts: Mapping[str, str],
-    required: str,
+    required: str | None,
     usage: str,
 ) -> None:
     """Runs ``start(config, values of the flags that texts names)``.
@@ -81,7 +110,7 @@ def _run(
     given = {name: flags.DEFINE_string(name, "", text) for name, text in texts.items()}
 
     def checked(_: Sequence[str]) -> None:
-        if config_flag.value is None or not given[required].value:
+        if config_flag.value is None or (required and not given[required].value):
             exit_with(usage)
         try:
             start(config_flag.value, {name: flag.value for name, flag in given.items()})

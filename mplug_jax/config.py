@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def defaults(model: str) -> ConfigDict:
     config.log_every = 100  # steps, as all *_every; 0: never
     config.eval_every = 5_000
     config.checkpoint_every = 1_000
+    config.max_skipped = 0  # so many steps in a row whose loss is no number end the run; 0: one
     config.init_from = config_dict.placeholder(str)  # a workdir or checkpoint to start from
     config.mesh = ConfigDict({"data": -1})
     config.model = ConfigDict(dataclasses.asdict(preset(model)))
@@ -247,6 +249,8 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_config(config: ConfigDict, workdir: str | Path) -> None:
-    """Writes config.json into the workdir."""
+    """Writes config.json into the workdir; it appears whole or not at all."""
     path = Path(workdir) / "config.json"
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(partial, path)

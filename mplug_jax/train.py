@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mplug_jax.command_line import run_main
-from mplug_jax.config import ConfigError, config_errors, save_config
+from mplug_jax.config import ConfigError, config_errors
 from mplug_jax.data.pipeline import BadBudget, TrainIterator, train_iterator
 from mplug_jax.tasks import build_task
 from mplug_jax.training.checkpoint import Checkpointer, load_params
+from mplug_jax.training.finite import FiniteCheck
 from mplug_jax.training.flops import matmul_flops
 from mplug_jax.training.metrics import MetricsWriter, Progress, Throughput, write_results
 from mplug_jax.training.optimizer import make_optimizer
@@ -42,11 +42,8 @@ from mplug_jax.training.sharding import (
 from mplug_jax.training.state import TrainState, create_state, params_sha256
 from mplug_jax.training.step import first_momentum_params, make_train_step
 from mplug_jax.training.summary import describe_parameters, describe_step
+from mplug_jax.training.workdir import check_config, locked, record_start
 from mplug_jax.validation import validate
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient is no longer a number."""
 
 
 class Program(NamedTuple):
@@ -57,12 +54,17 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, float]:
+def train(
+    config: ConfigDict, workdir: str, *, allow_config_change: bool = False
+) -> dict[str, float]:
     """Trains to ``config.total_steps`` and returns the last metrics of the evaluators.
 
     Raises:
       ConfigError, MeshError, SourceError, CheckpointError: a mistake in the config or the data.
-      NonFiniteError: a loss term or the gradient is NaN or infinite.
+      WorkdirError: another run is in the workdir, or it has another config and no change of it
+        was allowed.
+      CheckpointError: also, if the last checkpoint could not be saved.
+      NonFiniteError: the loss or the gradient is NaN or infinite, too often in a row.
     """
     validate(config)
     mesh = make_mesh(config.mesh)
@@ -70,11 +72,14 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
     first = jax.process_index() == 0
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    with config_errors():
-        task = build_task(config, workdir)
-        evaluators, rollout = task.evaluators(mesh), task.rollout(mesh)
-    program = _program(config, task, mesh)
     with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(locked(workdir))
+        changed = check_config(config, workdir, allow_change=allow_config_change)
+        with config_errors():
+            task = build_task(config, workdir)
+            evaluators, rollout = task.evaluators(mesh), task.rollout(mesh)
+        program = _program(config, task, mesh)
         iterator = stack.enter_context(contextlib.closing(_iterator(config, task)))
         checkpointer = stack.enter_context(
             contextlib.closing(Checkpointer(workdir, config.checkpoint))
@@ -87,7 +92,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
             state, start = _state(config, task, program, checkpointer, iterator)
             step_fn, flops = compiling.result()
         if first:
-            save_config(config, workdir)
+            record_start(config, workdir, start, changed)
         writer = stack.enter_context(
             contextlib.closing(MetricsWriter(workdir, start, enabled=first))
         )
@@ -97,38 +102,41 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float]:
         throughput = Throughput(config.batch_size, flops)
         budget = BadBudget(config.data.max_bad_fraction)
         results: dict[str, float] = {}
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        finite = FiniteCheck(config.max_skipped)
 
         for step in range(start, config.total_steps + 1):
             last = step == config.total_steps
             evaluated: dict[str, float] = {}
             if last or _due(step, config.eval_every, start):
                 with throughput.excluded():
-                    _check_finite(pending)
+                    finite.settle()
                     samples = folder / "samples" if last and first else None
                     results = evaluated = _evaluate(evaluators, state, samples)
                     writer.write(step, results)
                     progress.note("\n".join(f"step {step}  {n} {results[n]:.4g}" for n in results))
             if (last and step > start) or _due(step, config.checkpoint_every, start):
                 with throughput.excluded():
-                    _check_finite(pending)
+                    finite.settle()
                     checkpointer.save(step, state, iterator, evaluated)
             if last:
+                # No later save could make up for this one: that it failed ends the run.
+                checkpointer.wait()
                 break
             batch = next(iterator)
             budget.update(batch)
             if rollout is not None:
                 batch = rollout(state.params, batch, step)
+            ids = batch["image_id"]
             state, metrics = step_fn(state, place_local_batch(batch, mesh))
             # The step before this one has finished by now, so looking at it stalls nothing.
-            _check_finite(pending)
-            pending = step + 1, metrics
+            finite.follow(step + 1, metrics, ids)
             throughput.count()
             progress.update(step + 1)
             if step + 1 == config.total_steps or _due(step + 1, config.log_every, start):
-                _check_finite(pending)
+                finite.settle()
                 scalars = {f"train/{name}": float(value) for name, value in metrics.items()}
-                scalars |= {"train/bad_records": budget.bad} | throughput.report()
+                counts = {"train/bad_records": budget.bad, "train/skipped": finite.skipped}
+                scalars |= counts | throughput.report()
                 writer.write(step + 1, scalars)
                 progress.report(step + 1, scalars)
 
@@ -225,6 +233,7 @@ def _compile(
         momentum=config.objectives.momentum,
         momentum_warmup=config.objectives.momentum_warmup,
         teacher_frozen=config.objectives.teacher_frozen,
+        skip_non_finite=config.max_skipped > 0,
     )
     batch = abstract_batch(example, config.batch_size, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
@@ -256,21 +265,6 @@ def _evaluate(
 
 def _due(step: int, every: int, start: int) -> bool:
     return every > 0 and step > start and step % every == 0
-
-
-def _check_finite(pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-    """Raises NonFiniteError naming the step and the terms that are not finite."""
-    if pending is None:
-        return
-    step, metrics = pending
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
-        return
-    broken = ", ".join(f"{n}={v}" for n, v in values.items() if not math.isfinite(v))
-    raise NonFiniteError(
-        f"step {step}: {broken}. Nothing was saved after it; the last checkpoint is intact. Lower "
-        "config.optimizer.lr, lengthen warmup_steps, or clip more tightly with clip_norm."
-    )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.text_length", "data.target_length"), (3, math.inf)),
     **dict.fromkeys(("data.workers", "data.threads"), (0, math.inf)),
     "data.max_bad_fraction": (0, 1),
+    "max_skipped": (0, math.inf),
     "data.cached_variants": (0, 2),
     **{f"finetune.scst.{name}": (1, math.inf) for name in ("texts", "max_length", "chunks")},
     **dict.fromkeys(("finetune.scst.min_length", "finetune.scst.length_penalty"), (0, math.inf)),

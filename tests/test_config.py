@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Prints what the loop would get, without importing the loop.
 ECHO = """
 from mplug_jax.command_line import run_main
-def main(config, workdir):
+def main(config, workdir, **_):
     print(config.total_steps, config.batch_size, config.seed, config.log_every,
           config.checkpoint_every, config.eval_every, config.init_from, config.data.root,
           config.mesh.data, config.model.fusion.schedule, config.model.fusion.stride, workdir)
@@ -87,7 +87,7 @@ def test_what_follows_the_official_code_is_off_and_can_be_given(tmp_path):
         "--config.objectives.official_sequence_softmax=True",
         script="""
 from mplug_jax.command_line import run_main
-def main(config, workdir):
+def main(config, workdir, **_):
     official = config.optimizer.official
     print(config.optimizer.schedule, official.epochs, official.warmup_units,
           official.steps_per_epoch, official.iterations_per_step,

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from mplug_jax import train as train_lib
 from mplug_jax.data.pipeline import TrainIterator
+from mplug_jax.training.finite import NonFiniteError
 from mplug_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +140,7 @@ def test_nan_stops_the_run_naming_step_and_term_and_saves_nothing_after(tmp_path
     config.optimizer.lr = 1e30
     config.optimizer.clip_norm = 0.0
     config.optimizer.warmup_steps = 0
-    with pytest.raises(train_lib.NonFiniteError, match=r"step \d+: .*loss_"):
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*loss_"):
         train_lib.train(config, str(tmp_path))
     broken = [line["step"] for line in trained(tmp_path)]
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]

@@ -5,10 +5,9 @@ A stand-in for model and step compiles nothing; test_resume.py trains for real.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,14 @@ from mplug_jax.config import ConfigError
 from mplug_jax.data.pipeline import TrainIterator
 from mplug_jax.data.records import SourceError
 from mplug_jax.tasks.pretrain import Pretrain
-from mplug_jax.train import NonFiniteError, train
+from mplug_jax.train import train
+from mplug_jax.training import checkpoint as checkpoint_lib
 from mplug_jax.training.checkpoint import Checkpointer, CheckpointError
+from mplug_jax.training.finite import NonFiniteError
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.sharding import MeshError
+from mplug_jax.training.workdir import WorkdirError, locked
 
-ROOT = Path(__file__).resolve().parents[1]
 TERMS = ("loss", "loss_itc", "loss_itm", "grad_norm")
 
 
@@ -170,8 +171,9 @@ def test_nan_names_step_and_term_and_saves_nothing_after(recorder, tmp_path):
     config = shrunk()
     config.update({"total_steps": 9, "eval_every": 1, "checkpoint_every": 1})
     recorder.broken = 4
-    with pytest.raises(NonFiniteError, match=r"step 4: loss=nan, loss_itm=nan\."):
+    with pytest.raises(NonFiniteError, match=r"step 4: loss=nan, loss_itm=nan\.") as error:
         train(config, str(tmp_path))
+    assert str(error.value).endswith(f"records: {', '.join(map(str, recorder.images[3]))}.")
     # What was under way is complete: the newest checkpoint is of the step before.
     assert saved_steps(tmp_path)[-1] == 3
     assert all((tmp_path / f"checkpoints/{s}/state").is_dir() for s in saved_steps(tmp_path))
@@ -179,6 +181,76 @@ def test_nan_names_step_and_term_and_saves_nothing_after(recorder, tmp_path):
     # A broken model is not judged.
     assert [e for e in recorder.events if e[0] == "evaluate"] == [("evaluate", False)] * 3
     assert not (tmp_path / "results.json").exists()
+
+
+def test_a_continued_run_keeps_its_config_unless_a_change_is_allowed(recorder, tmp_path, capsys):
+    config = shrunk()
+    train(config, str(tmp_path))
+    first = (tmp_path / "config.json").read_text()
+    config.update({"total_steps": 6, "batch_size": 16})
+    recorder.events.clear()
+    with pytest.raises(WorkdirError, match=r"\n  batch_size: 8 → 16\n"):
+        train(config, str(tmp_path))
+    assert recorder.events == []
+    assert (tmp_path / "config.json").read_text() == first
+    train(config, str(tmp_path), allow_config_change=True)
+    assert [step for what, step in recorder.events if what == "step"] == [5, 6]
+    assert "  batch_size: 8 → 16\n  total_steps: 4 → 6\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(config.to_json())
+    starts = (tmp_path / "environment.jsonl").read_text().splitlines()
+    assert [json.loads(start)["step"] for start in starts] == [0, 4]
+
+
+def test_a_second_run_in_a_workdir_is_refused_before_it_writes(recorder, tmp_path):
+    with locked(tmp_path), pytest.raises(WorkdirError, match=rf"pid {os.getpid()}\b"):
+        train(shrunk(), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(recorder, tmp_path):
+    config = shrunk()
+    train(config, str(tmp_path / "whole"))
+    train(config, str(tmp_path / "run"))
+    (tmp_path / "run/checkpoints/4/state/_METADATA").write_text("")
+    recorder.events.clear()
+    train(config, str(tmp_path / "run"))
+    assert [step for what, step in recorder.events if what == "step"] == [3, 4]
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("failing", [2, 4])
+def test_only_the_last_save_ends_a_run_when_it_fails(
+    recorder, tmp_path, monkeypatch, caplog, failing
+):
+    write_checksums = checkpoint_lib.write_checksums
+
+    def full(folder: Path) -> None:
+        if folder.name.startswith(str(failing)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_checksums(folder)
+
+    monkeypatch.setattr(checkpoint_lib, "write_checksums", full)
+    config = shrunk()
+    if failing == 2:
+        train(config, str(tmp_path))
+        assert "step 2 could not be saved" in caplog.text
+        assert saved_steps(tmp_path) == [4]
+    else:
+        with pytest.raises(CheckpointError, match=r"step 4 could not .* continues from step 2"):
+            train(config, str(tmp_path))
+        assert saved_steps(tmp_path) == [2]
+        assert not (tmp_path / "results.json").exists()
+
+
+def test_a_step_that_is_no_number_is_skipped_and_counted(recorder, tmp_path):
+    config = shrunk()
+    config.max_skipped = 2
+    recorder.broken = 3
+    train(config, str(tmp_path))
+    lines = [line for line in read_metrics(tmp_path) if "train/loss" in line]
+    assert [line["train/skipped"] for line in lines] == [0, 0, 1, 1]
+    assert np.isnan(lines[2]["train/loss"])
 
 
 def test_init_from_starts_at_step_0_with_the_parameters_of_another_run(recorder, tmp_path):
@@ -302,43 +374,3 @@ def test_a_few_bad_pictures_are_skipped_counted_and_named(recorder, tmp_path, ca
     assert {Path(name.strip(":'")).name for name in named} == {f"{i}.png" for i in range(4)}
     # Every row of every batch is a good picture's: bad ones are replaced, not blanked.
     assert {i for batch in recorder.images for i in batch} == set(range(4, 20))
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [("totl_steps=5", "'total_steps'"), ("data.tokenizer.kind=bpe", "tokenizer.kind is 'bpe'")],
-)
-def test_the_command_ends_with_one_message(tmp_path, override, said):
-    result = command(
-        *("-m", "mplug_jax.train", "--config=configs/quickstart.py"),
-        *(f"--workdir={tmp_path}", f"--config.{override}"),
-    )
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_divergence_is_a_message_though_its_module_is_main(tmp_path):
-    script = tmp_path / "main.py"
-    script.write_text(
-        "from mplug_jax.command_line import run_main\n"
-        "class NonFiniteError(FloatingPointError): pass\n"
-        "def main(config, workdir):\n"
-        "    raise NonFiniteError('step 3: loss=nan') if config.seed == 0 else ValueError('bug')\n"
-        "run_main(main)\n"
-    )
-    flags = ("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}")
-    told = command(str(script), *flags)
-    assert (told.returncode, told.stderr) == (2, "error: step 3: loss=nan\n")
-    bug = command(str(script), *flags, "--config.seed=1")
-    assert bug.returncode == 1
-    assert "Traceback" in bug.stderr

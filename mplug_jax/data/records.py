@@ -34,7 +34,7 @@ class Phrase(TypedDict, total=False):
 class Pair(TypedDict):
     """A sentence about the record's picture (the left one) and a second one, and its truth."""
 
-    image2: np.ndarray | str
+    image2: np.ndarray | str | bytes
     sentence: str
     label: bool
 
@@ -49,9 +49,9 @@ class Entailment(TypedDict):
 class Record(TypedDict, total=False):
     """One item of a source.
 
-    `id` (unique, printable), `image` (uint8 [H, W, 3], or the path of an image file), `image_id`
-    (int32 range, equal for records of the same picture) and `captions` are always there; the rest
-    where the source has it. A source may add keys of its own.
+    `id` (unique, printable), `image` (uint8 [H, W, 3], the path or URL of an image file, or its
+    bytes), `image_id` (int32 range, equal for records of the same picture) and `captions` are
+    always there; the rest where the source has it. A source may add keys of its own.
 
     `video` is a clip: the path of a video file or of a folder of frames, or uint8 [T, H, W, 3]
     (`mplug_jax.data.clips` reads all of these); with a path, `image` is the same path. `domain` is
@@ -59,7 +59,7 @@ class Record(TypedDict, total=False):
     """
 
     id: str
-    image: np.ndarray | str
+    image: np.ndarray | str | bytes
     image_id: int
     captions: list[str]
     questions: list[Question]

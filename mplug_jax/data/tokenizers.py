@@ -27,6 +27,7 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 TRAINING_TEXTS = 50_000
 # Words whose ids are remembered: bounds the memory of a worker on captions from the web.
 CACHED_WORDS = 100_000
+CACHED_LENGTH = 64  # characters; "words" of a megabyte come up as well
 
 
 class Tokenizer(Protocol):
@@ -84,7 +85,7 @@ class WordCache:
         ids = self._known.get(word)
         if ids is None:
             ids = self._encode(word)
-            if len(self._known) < CACHED_WORDS:
+            if len(self._known) < CACHED_WORDS and len(word) <= CACHED_LENGTH:
                 self._known[word] = ids
         return ids
 
@@ -204,7 +205,8 @@ class WordPieceTokenizer:
 
     def __init__(self, path: str | os.PathLike[str]):
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            # Not splitlines(): a token may be one of its rarer separators, such as U+2028.
+            lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"tokenizer: cannot read the vocabulary {path}: {error}") from error
         vocab = {token: index for index, token in enumerate(lines)}

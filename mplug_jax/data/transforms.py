@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from mplug_jax.data.files import RemotePath, is_remote
 from mplug_jax.data.randaugment import rand_augment
-from mplug_jax.data.records import BadSample
+from mplug_jax.data.records import BadSample, SourceError
 
 # Pillow's own limit against decompression bombs, about 89 megapixels (0.27 GB of RGB).
 MAX_PIXELS = 89_478_485
@@ -23,8 +24,8 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> np.ndarr
     """Reads a picture of any common kind into uint8 RGB [H, W, 3].
 
     Args:
-      image: path of a file, encoded bytes, or uint8 pixels [H, W, 3] (returned as they are) or
-        [H, W].
+      image: path or URL of a file, encoded bytes, or uint8 pixels [H, W, 3] (returned as they are)
+        or [H, W].
 
     Orientation tags (EXIF) are applied; palette, grey, CMYK and 16-bit pictures are converted;
     transparency is dropped, as PIL's `convert("RGB")` does.
@@ -32,6 +33,7 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> np.ndarr
     Raises:
       BadSample: missing, empty, truncated, no image at all, or larger than `MAX_PIXELS`; the
         message has path and reason.
+      SourceError: a URL, and the package that reads such ones is missing.
     """
     if isinstance(image, np.ndarray):
         return _checked_pixels(image)
@@ -40,14 +42,19 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> np.ndarr
     else:
         name, file = os.fspath(image), image
     try:
+        if is_remote(name):
+            file = io.BytesIO(RemotePath(name).read_bytes())
         with Image.open(file) as opened:
+            if opened.format == "EPS":
+                # Decoding PostScript means running it, in Ghostscript.
+                raise BadSample(f"{name}: is a PostScript program, which is not run")
             width, height = opened.size
             if width * height > MAX_PIXELS:
                 raise BadSample(
                     f"{name}: {width}x{height} pixels are more than the {MAX_PIXELS} allowed"
                 )
             return np.asarray(_to_rgb(_upright(opened)))
-    except BadSample:
+    except (BadSample, SourceError):
         raise
     except FileNotFoundError as error:
         raise BadSample(f"{name}: no such file") from error
@@ -81,12 +88,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.int64)
+        values = np.asarray(image)
         if image.mode != "I" or values.max() > 255:  # 16 bits a sample
             values = values >> 8
         return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise BadSample("floating-point pixels have no agreed range")
+        raise ValueError("floating-point pixels have no agreed range")
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -1,9 +1,15 @@
-"""Orbax checkpoints: the train state and the data iterator, saved together and asynchronously."""
+"""Orbax checkpoints: the train state and the data iterator, saved together and asynchronously.
+
+A checkpoint carries checksums over its files. A damaged one is set aside, never deleted, and the
+one before it is taken.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +18,42 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mplug_jax.training.initialise import Plan, grown, plan, resized, square_grid
+from mplug_jax.training.integrity import (
+    CheckpointError,
+    check_parameters,
+    set_damaged_aside,
+    write_checksums,
+)
 from mplug_jax.training.state import TrainState, path_name
 
+logger = logging.getLogger(__name__)
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing or does not fit the model."""
+
+def _shortened(record: logging.LogRecord) -> bool:
+    """Takes the tracebacks out of what Orbax logs of a failed save: we tell it, or raise it."""
+    if "/orbax/" in record.pathname:
+        record.exc_info = None
+    return True
+
+
+absl_logging.get_absl_logger().addFilter(_shortened)
 
 
 class Checkpointer:
     """Saves and restores (state, iterator) under ``workdir/checkpoints/<step>``.
 
-    Keeps the newest ``keep_last`` checkpoints and the best by ``best_metric``.
+    Keeps the newest ``keep_last`` checkpoints and the best by ``best_metric``. What is no longer
+    kept is deleted once its successor is complete, not before. The newest checkpoint is verified
+    when the folder is opened, at about a second a gigabyte; those found damaged become
+    ``<step>.damaged``.
+
+    Raises:
+      CheckpointError: there are checkpoints, but none is whole; nothing was changed.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any]):
@@ -49,6 +76,11 @@ class Checkpointer:
             )
         self._metric = metric
         self.folder = (Path(workdir) / "checkpoints").absolute()
+        self._saving = 0
+        self._failure: Exception | None = None
+        self._littered = False
+        # Before Orbax opens the folder, which reads the metrics of every checkpoint in it.
+        set_damaged_aside(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -57,6 +89,7 @@ class Checkpointer:
                 # a continued run would delete its best checkpoint.
                 best_fn=rank if metric else None,
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
             ),
         )
 
@@ -68,6 +101,9 @@ class Checkpointer:
         self, step: int, state: TrainState, iterator: Any, metrics: Mapping[str, float]
     ) -> None:
         """Starts saving; returns once the arrays are copied off the device.
+
+        A save that fails, on a full disk above all, does not end the training: it is logged as an
+        error when the next one starts, and all earlier checkpoints stay. ``wait`` raises it.
 
         Args:
           metrics: of this very step, or empty where nothing was evaluated.
@@ -82,14 +118,19 @@ class Checkpointer:
             )
         # Never None, at which Orbax warns; without the metric a checkpoint ranks as the worst.
         best = {self._metric: metrics[self._metric]} if self._metric in metrics else {}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.checkpoint.CheckpointSave(iterator),
-            ),
-            metrics=best,
-        )
+        self._tell(self._finish())
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                ),
+                metrics=best,
+            )
+        except OSError as error:
+            self._failure = error
 
     def restore(self, step: int, abstract_state: Any, iterator: Any) -> TrainState:
         """Restores the state in the given shardings and moves ``iterator`` to its position."""
@@ -110,16 +151,64 @@ class Checkpointer:
         return restored["state"]
 
     def wait(self) -> None:
-        """Blocks until the save under way is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until the save under way is on disk.
+
+        Raises:
+          CheckpointError: it could not be saved.
+        """
+        if (error := self._finish()) is not None:
+            raise error
 
     def close(self) -> None:
-        """Finishes the save under way and lets go of the directory."""
+        """Finishes the save under way and lets go of the directory.
+
+        That this save failed is logged, not raised, as it would hide what ends the training.
+        """
+        self._tell(self._finish())
         self._manager.close()
 
+    def _finish(self) -> CheckpointError | None:
+        """Waits for the save under way, and clears away what failed ones have left."""
+        failure, self._failure = self._failure, None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # each writer has its own; TensorStore's is a ValueError
+            failure = error
+        self._littered |= failure is not None
+        if self._littered and jax.process_index() == 0:
+            # When one writer fails, others may write on for a moment, so every later call looks
+            # for their files again.
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+        if failure is None:
+            return None
+        # Orbax has forgotten the checkpoints that this one would have replaced.
+        self._manager.reload()
+        newest = self.latest_step()
+        back = "its start" if newest is None else f"step {newest}"
+        return CheckpointError(
+            f"The checkpoint of step {self._saving} could not be saved in {self.folder} "
+            f"({_reason(failure)}). Free some space: as things are, a run that is started again "
+            f"continues from {back}."
+        )
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+    def _tell(self, error: CheckpointError | None) -> None:
+        if error is not None:
+            logger.error("%s", error)
+
+    def _add_checksums(self) -> None:
+        """Orbax calls this on process 0 when all is written, just before it names the folder."""
+        for partial in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            write_checksums(partial)
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words, which come last among the nested ones of TensorStore."""
+    return _first_line(error, most=2000).rpartition(": ")[2]
+
+
+def _first_line(error: Exception, most: int = 300) -> str:
+    return str(error).strip().splitlines()[0][:most] if str(error).strip() else repr(error)
 
 
 def find_checkpoint(path: str | Path, given_as: str = "config.init_from") -> Path:
@@ -164,9 +253,11 @@ def load_params(
       (params in the shardings of ``params``, the folder they came from, what was done).
 
     Raises:
-      CheckpointError: with the full symmetric difference of names and the shapes that differ.
+      CheckpointError: with the full symmetric difference of names and the shapes that differ, or
+        the files that are damaged.
     """
     folder = find_checkpoint(path)
+    check_parameters(folder)
     wanted = {path_name(p): x for p, x in _leaves(params)}
     saved = {n: s for n, s in _saved_shapes(folder).items() if n.split("/")[0] == part or not part}
     todo = plan(saved, {name: tuple(x.shape) for name, x in wanted.items()}, optional)
@@ -206,6 +297,7 @@ def save_params(workdir: str | Path, params: Any) -> Path:
         raise CheckpointError(f"{root} has checkpoints already: give another folder.")
     with ocp.StandardCheckpointer() as writer:
         writer.save(root / "0" / "state", {"params": params})
+    write_checksums(root / "0")
     return root / "0"
 
 
@@ -213,9 +305,10 @@ def read_params(path: str | Path) -> tuple[Any, Path]:
     """Parameters as they were saved (NumPy), whatever their model, and the folder they are in.
 
     Raises:
-      CheckpointError: nothing there, or not readable.
+      CheckpointError: nothing there, not readable, or damaged.
     """
     folder = find_checkpoint(path)
+    check_parameters(folder)
     shapes = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in _saved_shapes(folder).items()}
     arrays = {name: np.asarray(array) for name, array in _restore(folder, shapes).items()}
     return traverse_util.unflatten_dict(arrays, sep="/"), folder

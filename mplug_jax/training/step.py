@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -97,6 +98,7 @@ def make_train_step(
     momentum: float,
     momentum_warmup: bool,
     teacher_frozen: Sequence[str] = (),
+    skip_non_finite: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Builds the function that the loop compiles.
 
@@ -104,6 +106,7 @@ def make_train_step(
     averaged; contrastive terms then see one micro-batch (and the queue) at a time.
     ``momentum`` is the teacher's EMA decay; with ``momentum_warmup`` it starts near 0.
     ``teacher_frozen``: patterns of parameters that the teacher keeps as they were at the start.
+    ``skip_non_finite``: where loss or gradient are no number, all of the state stays but ``step``.
 
     Raises:
       ConfigError: when it is traced, for a pattern that cannot be used.
@@ -136,6 +139,7 @@ def make_train_step(
         return grads, extra, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        before = state
         if state.momentum_params is not None:
             decay = momentum
             if momentum_warmup:
@@ -151,7 +155,11 @@ def make_train_step(
         metrics |= learning_rates(optimizer_config, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra)
-        return state, metrics
+        state = state.replace(params=params, opt_state=opt_state, extra=extra)
+        if skip_non_finite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            state = jax.tree.map(functools.partial(jnp.where, finite), state, before)
+        # A skipped step counts too, as its batch is spent: the next one draws and is fed afresh.
+        return state.replace(step=state.step + 1), metrics
 
     return train_step

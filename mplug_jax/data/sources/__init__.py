@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mplug_jax.data.records import Source
+from mplug_jax.data.sources.array_records import array_records
 from mplug_jax.data.sources.json_files import json_records
 from mplug_jax.data.sources.refer import refer_records
 from mplug_jax.data.sources.scenes import Scenes
+from mplug_jax.data.sources.tar_files import tar_records
+from mplug_jax.data.sources.tfds_source import tfds_records
 from mplug_jax.data.sources.video import video_records
 
 
@@ -53,6 +56,11 @@ KINDS: dict[str, SourceKind] = {
     "video": SourceKind(
         video_records, frozenset({"path"}), frozenset({"videos", "extension", "max_bad_fraction"})
     ),
+    "webdataset": SourceKind(tar_records, frozenset({"path"}), frozenset({"max_bad_fraction"})),
+    "arrayrecord": SourceKind(array_records, frozenset({"path"}), frozenset()),
+    "tfds": SourceKind(
+        tfds_records, frozenset({"path", "split"}), frozenset({"image", "caption", "image_id"})
+    ),
 }
 
 
@@ -68,7 +76,7 @@ def build_source(
       spec: `{"kind": "scenes", "level": "easy", "split": "train"}`, or `{"kind": "captions",
         "path": "train.json", "images": "images"}` and the like; keys whose value is None count as
         absent. `docs/data.md` lists kinds and keys.
-      root: config.data.root, which relative paths are joined with.
+      root: config.data.root, which relative paths are joined with; a folder or a URL.
       seed: of the scenes, unless the spec has its own.
       max_bad_fraction: config.data.max_bad_fraction, unless the spec has its own.
 
@@ -90,7 +98,9 @@ def build_source(
         raise ValueError(f"a {name!r} source needs {' and '.join(map(repr, missing))}: {given}")
     if not kind.reads_files:
         return kind.build(**{"seed": seed, **given})
-    return kind.build(root=root, **{"max_bad_fraction": max_bad_fraction, **given})
+    if "max_bad_fraction" in known:
+        given.setdefault("max_bad_fraction", max_bad_fraction)
+    return kind.build(root=root, **given)
 
 
 def build_mixture(

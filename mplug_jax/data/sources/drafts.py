@@ -1,6 +1,6 @@
 """Drafts of records, and the checks of the values that annotation files hold."""
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -157,7 +157,8 @@ def asked(question: Any, answers: Any, question_id: Any = None) -> Question:
 
 def is_number(value: Any) -> bool:
     usable = isinstance(value, int | float) and not isinstance(value, bool)
-    return usable and math.isfinite(value)
+    # JSON's whole numbers may be larger than any float, which isfinite refuses.
+    return usable and abs(value) <= sys.float_info.max
 
 
 def corners(box: Any) -> list[float]:

@@ -1,15 +1,16 @@
 """The records of annotation files: what every source that reads files keeps and hands out."""
 
+import io
 import json
 import logging
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mplug_jax.data.files import Place, RemotePath, is_remote, place
 from mplug_jax.data.records import BadSample, Record, SourceError
 from mplug_jax.data.sources.drafts import BadItem, Draft, Outcome
 
@@ -44,22 +45,26 @@ class FileRecords:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         drafts: Iterable[tuple[str, Outcome]],
-        folder: Path,
+        folder: Place,
         max_bad_fraction: float = 0.01,
         split: str | None = None,
         folder_key: str = "images",
     ):
         self._path = path
-        self._folder = os.path.abspath(folder)
-        self._beginning = os.path.join(self._folder, "")
+        remote = isinstance(folder, RemotePath)
+        self._folder = folder.url.rstrip("/") if remote else os.path.abspath(folder)
+        # Without the scheme, whose "//" would not outlive os.path.normpath.
+        self._top = os.path.join(self._folder.rpartition("://")[2], "")
         self.bad_records: list[tuple[str, str]] = []
         self.left_out = 0
         self._lines: list[bytes] = []
         self._ids = np.zeros(0, np.int32)
         self._load(drafts)
-        self._judge(max_bad_fraction, split)
+        check_bad(path, len(self), self.bad_records, max_bad_fraction, split=split)
+        if self.left_out:
+            logger.info("%s: %d rows without a label left out", path, self.left_out)
         self._find_pictures(folder_key)
 
     def __len__(self) -> int:
@@ -69,7 +74,8 @@ class FileRecords:
         return f"FileRecords({str(self._path)!r}, {len(self)} records)"
 
     def __getitem__(self, index: int) -> Record:
-        """Raises BadSample where a box in pixels needs a picture that cannot be opened."""
+        """Raises BadSample where a box in pixels lies outside its picture, or needs one that cannot
+        be opened."""
         stored = json.loads(self._lines[index])
         pixel_boxes = stored.pop("pixel_boxes", False)
         is_video = stored.pop("is_video", False)
@@ -86,7 +92,11 @@ class FileRecords:
             width, height = _picture_size(record["image"])
             for phrase in record["phrases"]:
                 scaled = np.array(phrase["box"]) / [width, height, width, height]
-                phrase["box"] = scaled.clip(0.0, 1.0).tolist()
+                x1, y1, x2, y2 = phrase["box"] = scaled.clip(0.0, 1.0).tolist()
+                if x1 >= x2 or y1 >= y2:
+                    raise BadSample(
+                        f"{record['id']}: a box lies outside its picture of {width}x{height} pixels"
+                    )
         return record
 
     def _load(self, drafts: Iterable[tuple[str, Outcome]]) -> None:
@@ -97,6 +107,7 @@ class FileRecords:
         for where, outcome in drafts:
             try:
                 draft = self._usable(outcome)
+                line = b"" if draft is None else _stored(draft, _unique(draft, seen))
             except BadItem as error:
                 self.bad_records.append((where, str(error)))
                 continue
@@ -104,9 +115,7 @@ class FileRecords:
                 self.left_out += 1
                 continue
             self.bad_records += [(where, reason) for reason in draft.complaints]
-            name = draft.name or draft.image
-            times = seen[name] = seen.get(name, 0) + 1
-            self._lines.append(_stored(draft, name if times == 1 else f"{name}#{times}"))
+            self._lines.append(line)
             given_ids.append(draft.image_id)
             image_numbers.append(numbers.setdefault(draft.image, len(numbers)))
         # One missing id, and the file's own could clash with ours: number the pictures instead.
@@ -124,35 +133,16 @@ class FileRecords:
         return outcome
 
     def _inside(self, image: str) -> str:
-        path, folder = os.path.normpath(os.path.join(self._folder, image)), self._beginning
-        if not path.startswith(folder):
+        path = os.path.normpath(os.path.join(self._top, image))
+        if not path.startswith(self._top):
             raise BadItem(f"image {image!r} lies outside the folder {self._folder}")
-        return path.removeprefix(folder)
-
-    def _judge(self, max_bad_fraction: float, split: str | None) -> None:
-        """Logs the bad records, and raises if there are too many or no good ones."""
-        bad, total = len(self.bad_records), len(self.bad_records) + len(self)
-        for where, reason in self.bad_records[:LOGGED]:
-            logger.warning("%s: skipped: %s", where, reason)
-        if bad:
-            logger.warning("%s: %d bad of %d records", self._path, bad, total)
-        if self.left_out:
-            logger.info("%s: %d rows without a label left out", self._path, self.left_out)
-        first = "; ".join(f"{where}: {reason}" for where, reason in self.bad_records[:3])
-        if not len(self):
-            chosen = "" if split is None else f" in split {split!r}"
-            raise SourceError(f"{self._path}: no usable records{chosen}. {first}".rstrip())
-        if bad > max_bad_fraction * total:
-            raise SourceError(
-                f"{self._path}: {bad} of {total} records are bad, more than "
-                f"data.max_bad_fraction={max_bad_fraction} allows. The first: {first}"
-            )
+        return path.removeprefix(self._top)
 
     def _find_pictures(self, folder_key: str) -> None:
         checked = range(0, len(self), -(-len(self) // PICTURES_CHECKED))
         names = [json.loads(self._lines[index])["image"] for index in checked]
         paths = [os.path.join(self._folder, name) for name in names]
-        if not any(os.path.exists(path) for path in paths):
+        if not any(place(path).exists() for path in paths):
             what = "pictures" if folder_key == "images" else folder_key
             raise SourceError(
                 f"{self._path}: none of the {what} looked for is there, such as {paths[0]}; "
@@ -160,44 +150,113 @@ class FileRecords:
             )
 
 
+def check_bad(
+    path: Place,
+    good: int,
+    bad_records: Sequence[tuple[str, str]],
+    max_bad_fraction: float,
+    bad: int | None = None,
+    split: str | None = None,
+) -> None:
+    """Logs the bad records of a source.
+
+    Args:
+      path: of the source, for messages.
+      good: number of usable records.
+      bad_records: (where, reason) of bad ones.
+      max_bad_fraction: bad records tolerated among all.
+      bad: their number, where `bad_records` does not hold all.
+      split: the part of the file that was asked for, for messages.
+
+    Raises:
+      SourceError: too many are bad, or none is good.
+    """
+    bad = len(bad_records) if bad is None else bad
+    for where, reason in bad_records[:LOGGED]:
+        logger.warning("%s: skipped: %s", where, reason)
+    if bad:
+        logger.warning("%s: %d bad of %d records", path, bad, good + bad)
+    first = "; ".join(f"{where}: {reason}" for where, reason in bad_records[:3])
+    if not good:
+        chosen = "" if split is None else f" in split {split!r}"
+        raise SourceError(f"{path}: no usable records{chosen}. {first}".rstrip())
+    if bad > max_bad_fraction * (good + bad):
+        raise SourceError(
+            f"{path}: {bad} of {good + bad} records are bad, more than "
+            f"data.max_bad_fraction={max_bad_fraction} allows. The first: {first}"
+        )
+
+
+def rooted(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Place:
+    """`path` joined with `root` where relative, there or not.
+
+    Raises:
+      SourceError: there is no such root.
+    """
+    if root is None or is_remote(path) or os.path.isabs(path):
+        return place(path)
+    folder = place(root)
+    if not folder.is_dir():
+        raise SourceError(f"config.data.root is {str(root)!r}: there is no such folder")
+    return folder / path
+
+
 def under_root(
     path: str | os.PathLike[str], root: str | os.PathLike[str] | None, what: str
-) -> Path:
+) -> Place:
     """`path` joined with `root` where relative: an existing "file" or "folder", as `what` says.
 
     Raises:
       SourceError: there is none.
     """
-    whole = Path(path)
-    if not whole.is_absolute() and root is not None:
-        if not Path(root).is_dir():
-            raise SourceError(f"config.data.root is {str(root)!r}: there is no such folder")
-        whole = Path(root) / whole
+    whole = rooted(path, root)
     if whole.is_file() if what == "file" else whole.is_dir():
         return whole
+    raise SourceError(f"there is no {what} {named_in_config(whole, path, root)}")
+
+
+def named_in_config(
+    whole: Place, path: str | os.PathLike[str], root: str | os.PathLike[str] | None
+) -> str:
+    """A path as messages show one that is not there: whole, and what it was made of."""
+    shown = whole if whole.is_absolute() else whole.absolute()
     hint = f"config.data.root is {None if root is None else str(root)!r}"
-    if not whole.is_absolute():
-        whole = whole.absolute()
-    raise SourceError(f"there is no {what} {whole} (the config names {str(path)!r}; {hint})")
+    return f"{shown} (the config names {str(path)!r}; {hint})"
 
 
 def picture_folder(
-    folder: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None, file: Path
-) -> Path:
+    folder: str | os.PathLike[str] | None, root: str | os.PathLike[str] | None, file: Place
+) -> Place:
     """`folder` under `root`; None is `root` itself or, without a root, the folder of `file`."""
-    return under_root(folder if folder is not None else (root or file.parent), root, "folder")
+    if folder is None and not root:
+        return file.parent
+    return under_root(folder or "", root, "folder")
 
 
 def _stored(draft: Draft, name: str) -> bytes:
     """A record as JSON: a tenth of the memory of Python objects, and quick to send to workers."""
     record: dict[str, Any] = {"id": name, "image": draft.image, "captions": draft.captions}
     record.update({key: value for key in OPTIONAL if (value := getattr(draft, key))})
-    return json.dumps(record, ensure_ascii=False).encode()
+    try:
+        return json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise BadItem(f"a text holds {half}, half a character (a lone surrogate)") from error
+
+
+def _unique(draft: Draft, seen: dict[str, int]) -> str:
+    """What the record is called: the first by its name, others of the name with a number."""
+    name = draft.name or draft.image
+    times = seen[name] = seen.get(name, 0) + 1
+    return name if times == 1 else f"{name}#{times}"
 
 
 def _picture_size(path: str) -> tuple[int, int]:
     try:
-        with Image.open(path) as picture:
+        file = io.BytesIO(RemotePath(path).read_bytes()) if is_remote(path) else path
+        with Image.open(file) as picture:
             return picture.size
-    except (OSError, Image.DecompressionBombError) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # as in `decode_image`: Pillow raises whatever it stumbles over
         raise BadSample(f"{path}: cannot be opened for its size: {error}") from error

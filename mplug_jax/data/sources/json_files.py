@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import Place
 from mplug_jax.data.records import SourceError
 from mplug_jax.data.sources.drafts import Draft, Reader, read_drafts
 from mplug_jax.data.sources.file_records import FileRecords, picture_folder, under_root
@@ -122,7 +122,7 @@ def _with_labels(read: Reader, labels: SoftLabels) -> Reader:
     return labelled
 
 
-def _items_and_format(path: Path, kind: str, split: str | None) -> tuple[Iterable[Item], Format]:
+def _items_and_format(path: Place, kind: str, split: str | None) -> tuple[Iterable[Item], Format]:
     content = read_items(path)
     if isinstance(content, Mapping):
         items, form, has_splits = _document_items(content, path)
@@ -143,7 +143,9 @@ def _items_and_format(path: Path, kind: str, split: str | None) -> tuple[Iterabl
     return items, form
 
 
-def _document_items(document: Mapping[str, Any], path: Path) -> tuple[Iterable[Item], Format, bool]:
+def _document_items(
+    document: Mapping[str, Any], path: Place
+) -> tuple[Iterable[Item], Format, bool]:
     """Items, format and whether there are splits, of VQA v2's, COCO's and Karpathy's objects."""
     for key in ("questions", "images", "annotations"):
         if not isinstance(document.get(key, []), list):
@@ -165,7 +167,7 @@ def _document_items(document: Mapping[str, Any], path: Path) -> tuple[Iterable[I
     return items, SENTENCES, True
 
 
-def _of_split(items: Iterable[Item], split: str, path: Path, has_splits: bool) -> Iterator[Item]:
+def _of_split(items: Iterable[Item], split: str, path: Place, has_splits: bool) -> Iterator[Item]:
     if not has_splits:
         raise SourceError(
             f"{path}: has no splits (only Karpathy's files do); leave out split={split!r}"

@@ -8,9 +8,9 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import Place
 from mplug_jax.data.records import Phrase, SourceError
 from mplug_jax.data.sources import nlvr2, snli_ve, vqa
 from mplug_jax.data.sources.drafts import (
@@ -162,7 +162,7 @@ FORMATS = (
 
 
 def detect(
-    items: Iterator[Item], path: Path, formats: Sequence[Format]
+    items: Iterator[Item], path: Place, formats: Sequence[Format]
 ) -> tuple[Iterable[Item], Format]:
     """All items, and the format that one among the first is recognised as.
 
@@ -219,7 +219,9 @@ def coco_items(document: Mapping[str, Any], path: str) -> Iterator[Item]:
     for index, picture in enumerate(document["images"]):
         where = f"{path}: images[{index}]"
         if isinstance(picture, dict) and is_key(picture.get("id")):
-            pictures[picture["id"]] = (where, picture)
+            first, _ = pictures.setdefault(picture["id"], (where, picture))
+            if first != where:
+                yield Item(where, error=f"its id {picture['id']!r} is that of {first}")
         else:
             yield Item(where, error=f"is {brief(picture)}, not an object with an id")
     for index, annotation in enumerate(document["annotations"]):

@@ -1,12 +1,13 @@
 """Reads annotation files into items that know where they stand: arrays, JSON lines, one object."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import Place
 from mplug_jax.data.records import SourceError
 
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
@@ -27,7 +28,7 @@ class Item:
     error: str | None = None
 
 
-def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
+def read_items(path: Place) -> Iterator[Item] | dict[str, Any]:
     """The items of a JSON array or of a file of JSON lines, or the one document a file holds.
 
     What the file is shows in its content; its name does not matter. A document is an object of
@@ -43,7 +44,7 @@ def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
     if text[start] == "[":
         return _array_items(path, text, start + 1)
     try:
-        value = json.loads(text)
+        value = _parsed(text)
     except json.JSONDecodeError as error:
         if _looks_like_lines(text):
             return _line_items(path, text)
@@ -51,7 +52,7 @@ def read_items(path: Path) -> Iterator[Item] | dict[str, Any]:
     return value if _is_document(value) else iter([Item(f"{path}:1", value)])
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Place) -> dict[str, Any]:
     """The one JSON object a file holds.
 
     Raises:
@@ -59,7 +60,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     text = _text(path)
     try:
-        value = json.loads(text)
+        value = _parsed(text)
     except json.JSONDecodeError as error:
         raise _no_json(path, text, error) from error
     if not isinstance(value, dict):
@@ -67,12 +68,13 @@ def read_document(path: Path) -> dict[str, Any]:
     return value
 
 
-def _text(path: Path) -> str:
+def _text(path: Place) -> str:
     """The text of a file; raises SourceError where it cannot be read or is blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: is not a UTF-8 text file ({error})") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"{path}: is not a UTF-8 text file: line {line}: {error}") from error
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
     if not text.strip():
@@ -91,26 +93,26 @@ def _looks_like_lines(text: str) -> bool:
     """Whether one of the first lines is a JSON object of its own."""
     for line in text.split("\n", 20)[:20]:
         try:
-            if isinstance(json.loads(line), dict):
+            if isinstance(_parsed(line), dict):
                 return True
         except json.JSONDecodeError:
             continue
     return False
 
 
-def _line_items(path: Path, text: str) -> Iterator[Item]:
+def _line_items(path: Place, text: str) -> Iterator[Item]:
     # Not splitlines(): JSON strings may hold its rarer separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            yield Item(where, json.loads(line))
+            yield Item(where, _parsed(line))
         except json.JSONDecodeError as error:
             yield Item(where, error=f"no JSON: {error.msg} at column {error.colno}")
 
 
-def _array_items(path: Path, text: str, position: int) -> Iterator[Item]:
+def _array_items(path: Place, text: str, position: int) -> Iterator[Item]:
     decoder = json.JSONDecoder()
     line, counted = 1, 0
     while True:
@@ -120,15 +122,34 @@ def _array_items(path: Path, text: str, position: int) -> Iterator[Item]:
         line += text.count("\n", counted, position)
         counted = position
         try:
-            value, position = decoder.raw_decode(text, position)
+            with _as_decode_errors(text, position):
+                value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise _no_json(path, text, error) from error
         yield Item(f"{path}:{line}", value)
 
 
-def _no_json(path: Path, text: str, error: json.JSONDecodeError) -> SourceError:
+def _parsed(text: str) -> Any:
+    with _as_decode_errors(text, 0):
+        return json.loads(text)
+
+
+@contextlib.contextmanager
+def _as_decode_errors(text: str, position: int) -> Iterator[None]:
+    """The parser's other errors, of nesting and of numbers without end, as JSONDecodeErrors."""
+    try:
+        yield
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deeply", text, position) from error
+    except ValueError as error:
+        raise json.JSONDecodeError("a number has too many digits", text, position) from error
+
+
+def _no_json(path: Place, text: str, error: json.JSONDecodeError) -> SourceError:
     reason = error.msg
-    if error.pos >= len(text.rstrip()):
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         reason += " (the file ends there: was it cut off?)"
     return SourceError(
         f"{path}: is neither JSON nor JSON lines: line {error.lineno} column {error.colno}: "

@@ -6,9 +6,9 @@ import io
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import Place
 from mplug_jax.data.records import Phrase, SourceError
 from mplug_jax.data.sources.drafts import (
     BadItem,
@@ -62,7 +62,7 @@ def refer_records(
     return FileRecords(file, drafts, folder, max_bad_fraction, split)
 
 
-def _references(path: Path) -> Iterable[Item]:
+def _references(path: Place) -> Iterable[Item]:
     with path.open("rb") as file:
         begin = file.read(64).lstrip()
     # No pickle of a list begins like this.
@@ -80,7 +80,7 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, dict) and all(key in value for key in KEYS)
 
 
-def _unpickled(path: Path) -> list[Item]:
+def _unpickled(path: Place) -> list[Item]:
     try:
         # latin1: the published files are Python 2's.
         content = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
@@ -101,7 +101,7 @@ class _PlainUnpickler(pickle.Unpickler):
         raise SourceError(f"the pickle holds {module}.{name}, not plain data; it is not loaded")
 
 
-def _of_split(references: list[Item], split: str, path: Path) -> list[Item]:
+def _of_split(references: list[Item], split: str, path: Place) -> list[Item]:
     found = {item.value.get("split") for item in references if isinstance(item.value, dict)}
     if split not in found:
         raise SourceError(
@@ -129,7 +129,7 @@ def _sentences(references: Iterable[Item]) -> Iterator[Item]:
 class _Boxes:
     """The pictures and boxes of an `instances.json`, by id."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place):
         document = read_document(path)
         for key in ("images", "annotations"):
             if not isinstance(document.get(key), list):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import RemotePath
 from mplug_jax.data.records import SourceError
 from mplug_jax.data.sources.drafts import (
     BadItem,
@@ -99,6 +100,11 @@ def video_records(
     """
     file = under_root(path, root, "file")
     folder = picture_folder(videos, root, file)
+    if isinstance(folder, RemotePath):
+        raise SourceError(
+            f"{folder}: clips are read from local disks only; copy the folder to one, and name it "
+            "with the source's `videos`"
+        )
     content = read_items(file)
     if isinstance(content, dict):
         raise SourceError(

@@ -1,9 +1,9 @@
 """Questions about pictures: VQA v2, Visual Genome's, and the files that mPLUG makes of both."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from mplug_jax.data.files import Place
 from mplug_jax.data.records import SourceError
 from mplug_jax.data.sources.drafts import (
     BadItem,
@@ -101,7 +101,7 @@ def _shares(annotators: list[str]) -> dict[str, float]:
     return {answer: given.count(answer) / len(given) for answer in dict.fromkeys(given) if answer}
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Place) -> Annotations:
     """A VQA v2 annotations file by question id.
 
     Raises:
@@ -154,7 +154,7 @@ def read_visual_genome(item: Mapping[str, Any], image_name: str | None = None) -
     return draft
 
 
-def read_soft_labels(path: Path) -> SoftLabels:
+def read_soft_labels(path: Place) -> SoftLabels:
     """A file of soft labels `[{question_id, label: {answer: score}}]` by question id as text.
 
     Raises:

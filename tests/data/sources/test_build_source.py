@@ -7,8 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import pretrain_base, pretrain_large
 from mplug_jax.data.records import SourceError
 from mplug_jax.data.sources import build_mixture, build_source
+from tests.data.sources.test_tar_files import samples, write_tar
 
 SCENES = {"kind": "scenes", "level": "easy", "split": "val"}
 
@@ -83,3 +85,18 @@ def test_a_single_spec_may_be_a_dict_or_a_configdict(root):
     for spec in ({**SCENES, "size": 4}, ConfigDict({**SCENES, "size": 4})):
         [(source, weight)] = build_mixture(spec)
         assert len(source) == weight == 4
+
+
+@pytest.mark.parametrize("config", [pretrain_base, pretrain_large])
+def test_the_papers_mixture_has_its_shares_whatever_could_be_downloaded(root, config):
+    for number, name in enumerate(("sbu", "cc3m", "cc12m"), start=1):
+        write_tar(root / name / "00000.tar", samples(0, number))
+    for name in ("coco", "vg"):
+        (root / name).mkdir()
+        Image.new("RGB", (8, 8)).save(root / name / "a.png")
+        (root / f"{name}.json").write_text('[{"image": "a.png", "caption": "x"}]')
+    mixture = build_mixture(config.get_config().data.train, root)
+    assert [len(source) for source, _ in mixture] == [1, 1, 1, 2, 3]
+    total = sum(weight for _, weight in mixture)
+    shares = [round(weight / total, 3) for _, weight in mixture]
+    assert shares == [0.037, 0.051, 0.057, 0.197, 0.658]

@@ -1,0 +1,1 @@
+"""What is in data sources: counts, lengths, overlaps, failures and samples, as text and HTML."""

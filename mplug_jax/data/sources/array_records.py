@@ -12,9 +12,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
 import msgpack
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from mplug_jax.data.files import RemotePath, local_copy, place
@@ -132,7 +132,7 @@ def array_records(
 
 def _opened(paths: list[str]) -> Sequence[bytes]:
     try:
-        return grain.sources.ArrayRecordDataSource(paths)
+        return ArrayRecordDataSource(paths)
     except RuntimeError as error:
         if len(paths) > 1:  # the error does not say which it was
             for path in paths:

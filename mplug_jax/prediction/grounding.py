@@ -15,7 +15,7 @@ from mplug_jax.generation.greedy import greedy
 from mplug_jax.objectives.grounding import bins_to_boxes, to_corners
 from mplug_jax.prediction.model import Model, PredictionError, one
 from mplug_jax.tasks.forward import text_memory
-from mplug_jax.tasks.grounding import coordinate_tokens
+from mplug_jax.tasks.grounding import coordinate_mask, coordinate_tokens
 
 COLOUR = "#ff9100"
 
@@ -30,13 +30,10 @@ def locator(model: Model) -> Callable[[np.ndarray, str], Box]:
       PredictionError: the vocabulary ends before the coordinate tokens do.
     """
     setup, tokens = model.setup, coordinate_tokens(model.setup)
-    ids = np.arange(setup.model_config.text.vocab_size)
-    bins = (ids >= tokens.first) & (ids < tokens.first + tokens.bins)
-    if bins.sum() < tokens.bins:
-        raise PredictionError(
-            f"The model has no coordinate tokens: {tokens.bins} of them from token {tokens.first} "
-            f"on do not fit its vocabulary of {len(ids)}."
-        )
+    try:
+        bins = coordinate_mask(setup)
+    except ValueError as error:
+        raise PredictionError(f"The model has no coordinate tokens: {error}") from error
 
     start, allowed = jnp.array([tokens.prefix]), jnp.asarray(bins)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mplug_jax.data.boxes import BoxTransform
 from mplug_jax.data.task_examples import PhraseExamples
@@ -30,6 +31,23 @@ def coordinate_tokens(setup: Setup) -> CoordinateTokens:
         return CoordinateTokens(first=size + 1, bins=settings.bins, prefix=size)
     official = OFFICIAL_COORDINATES
     return CoordinateTokens(official.first, settings.bins, official.prefix)
+
+
+def coordinate_mask(setup: Setup) -> np.ndarray:
+    """bool ``[vocab]``, True on the coordinate tokens, which are all that a box may be written in.
+
+    Raises:
+      ValueError: the vocabulary ends before they do.
+    """
+    tokens, size = coordinate_tokens(setup), setup.model_config.text.vocab_size
+    if tokens.first + tokens.bins > size:
+        raise ValueError(
+            f"config.finetune.grounding.bins={tokens.bins} end at token "
+            f"{tokens.first + tokens.bins - 1}, but the vocabulary has {size}: set "
+            "config.finetune.grounding.appended=True, or take fewer bins."
+        )
+    ids = np.arange(size)
+    return (ids >= tokens.first) & (ids < tokens.first + tokens.bins)
 
 
 def examples(setup: Setup) -> PhraseExamples:

@@ -18,7 +18,7 @@ from mplug_jax.generation.greedy import greedy
 from mplug_jax.objectives.grounding import bins_to_boxes
 from mplug_jax.tasks.evaluators.held_out import HeldOut, Sheet, write_json
 from mplug_jax.tasks.forward import text_memory
-from mplug_jax.tasks.grounding import coordinate_tokens
+from mplug_jax.tasks.grounding import coordinate_mask, coordinate_tokens
 
 TRUE_COLOUR, PREDICTED_COLOUR = "#00c853", "#ff9100"
 # Small pictures are enlarged to about this width before boxes are drawn on them.
@@ -42,14 +42,7 @@ class GroundingEvaluator:
         self._items = Items(data.source, "phrases", limit)
         transform = BoxTransform(setup.image_size, train=False)
         self._examples = PhraseExamples(setup.tokenizer, transform, setup.config.data.text_length)
-        ids = np.arange(setup.model_config.text.vocab_size)
-        bins = (ids >= tokens.first) & (ids < tokens.first + tokens.bins)
-        if bins.sum() < tokens.bins:
-            raise ValueError(
-                f"config.finetune.grounding.bins={tokens.bins} end at token "
-                f"{tokens.first + tokens.bins - 1}, but the vocabulary has {len(ids)}: set "
-                "config.finetune.grounding.appended=True, or take fewer bins."
-            )
+        bins = coordinate_mask(setup)
 
         def locate(params: Any, batch: Any) -> jax.Array:
             inputs = batch["image"], batch["text_ids"], batch["text_mask"]

@@ -71,6 +71,15 @@ def test_the_last_checkpoint_gives_exactly_the_runs_figures(run, tmp_path, capsy
     assert results(tmp_path)["params_sha256"] != results(run)["params_sha256"]
 
 
+@pytest.mark.slow
+def test_the_figures_do_not_depend_on_the_mesh(run, tmp_path):
+    config = small_config()
+    config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    found = evaluate(config, str(run), str(tmp_path))
+    assert results(tmp_path)["params_sha256"] == results(run)["params_sha256"]
+    assert found == pytest.approx({k: v for k, v in results(run).items() if "/" in k}, abs=1e-4)
+
+
 class Recorder:
     """Stands for the evaluators, which take seconds to compile."""
 

@@ -28,12 +28,19 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         message = f"Reading {path} needs the package onnx: pip install onnx."
         raise ConversionError(message) from error
     try:
-        graph = onnx.load(str(path)).graph
-    except (damaged, ValueError) as error:
+        # Other files would be named by this one, and lie anywhere.
+        graph = onnx.load(str(path), load_external_data=False).graph
+        outside = [i.name for i in graph.initializer if i.data_location == i.EXTERNAL]
+        held = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer if not outside}
+    except (damaged, ValueError, TypeError) as error:
         raise ConversionError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged or no ONNX model ({error})."
         ) from error
-    held = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    if outside:
+        raise ConversionError(
+            f"{path} keeps {len(outside)} tensors in other files ({outside[0]}, ...): load it with "
+            "onnx.load and save it as one file."
+        )
     tensors = {name: array for name, array in held.items() if not name.startswith("onnx::")}
     maker = {output: node for node in graph.node for output in node.output}
     named = dict.fromkeys(tensors)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mplug_jax.conversion.onnx_file import read_onnx
 from mplug_jax.conversion.report import ConversionError
+from mplug_jax.training.declared import implausible
 
 EXPECTED = "a .safetensors, .npz, .pth, .pt, .bin or .onnx file with weights"
 # What training scripts wrap a state dict in.
@@ -100,15 +103,15 @@ def _read_zip(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """NumPy's archive, torch's, or TorchScript's, all of which are zip files."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
     except zipfile.BadZipFile as error:
         raise _refusal(path, f"is a damaged or truncated archive ({error})") from error
+    names = [member.filename for member in members]
+    unpacked = sum(member.file_size for member in members)
+    if implausible(unpacked, path.stat().st_size):
+        raise _refusal(path, f"would unpack to {unpacked:,} bytes, which no file of weights does")
     if names and all(name.endswith(".npy") for name in names):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays), []
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise _refusal(path, f"is no archive of plain arrays ({error})") from error
+        return _read_numpy(path, members), []
     if any(name.endswith("/constants.pkl") for name in names):
         torch = _torch(path)
         try:
@@ -117,10 +120,40 @@ def _read_zip(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             raise _refusal(
                 path, f"is a TorchScript archive that torch refuses ({error})"
             ) from error
-        return {k: _numpy(v) for k, v in module.state_dict().items()}, ["TorchScript archive"]
+        state = module.state_dict()
+        for name, tensor in state.items():
+            _check_tensor(path, name, tensor)
+        return {k: _numpy(v) for k, v in state.items()}, ["TorchScript archive"]
     if any(name.endswith("/data.pkl") for name in names):
         return _read_torch(path)
     raise _refusal(path, f"is an archive of {', '.join(names[:3]) or 'nothing'}")
+
+
+def _read_numpy(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in members:
+                with archive.open(member) as file:
+                    _check_array(path, member, file)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise _refusal(path, f"is no archive of plain arrays ({error})") from error
+
+
+def _check_array(path: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> None:
+    """NumPy takes memory for what a header declares, and looks for the content only then."""
+    major, _ = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    )
+    shape, _, kind = read(file)
+    declared = math.prod(shape) * kind.itemsize
+    held = member.file_size - file.tell()
+    if declared > held and not kind.hasobject:
+        raise _refusal(
+            path, f"declares {declared:,} bytes for {member.filename}, which has {held:,}"
+        )
 
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -150,6 +183,9 @@ def _unwrapped(content: Any, path: Path, torch: Any) -> tuple[dict[str, np.ndarr
                 break
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
         raise _refusal(path, f"holds a {type(content).__name__}, no tensors by name")
+    for name, value in content.items():
+        if isinstance(value, torch.Tensor):
+            _check_tensor(path, name, value)
     tensors = {k: _numpy(v) for k, v in content.items() if isinstance(v, torch.Tensor)}
     others = sorted(k for k in content if k not in tensors)
     notes += [f"not tensors, not read: {', '.join(others)}"] if others else []
@@ -157,6 +193,14 @@ def _unwrapped(content: Any, path: Path, torch: Any) -> tuple[dict[str, np.ndarr
         tensors = {name.removeprefix("module."): array for name, array in tensors.items()}
         notes.append("'module.' removed from every name")
     return tensors, notes
+
+
+def _check_tensor(path: Path, name: str, tensor: Any) -> None:
+    """A tensor may repeat one number for ever, at no cost until it is copied."""
+    declared = tensor.numel() * tensor.element_size()
+    held = tensor.untyped_storage().nbytes()
+    if declared > held:
+        raise _refusal(path, f"declares {declared:,} bytes for {name}, which has {held:,}")
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mplug_jax.data.clips import load_clip
-from mplug_jax.data.records import BadSample, Record
+from mplug_jax.data.records import BadSample, Record, naming
 from mplug_jax.data.tokenizers import Tokenizer, encode_words, pad
-from mplug_jax.data.transforms import ImageTransform, decode_image
+from mplug_jax.data.transforms import ImageTransform
 
 Example = dict[str, np.ndarray | np.generic]
 
@@ -28,14 +28,16 @@ def load_image(
       BadSample: the image or the clip cannot be decoded, or there is no clip.
     """
     if frames == 1 and "video" not in record:
-        return transform(decode_image(record["image"]), rng)
+        with naming(record):
+            return transform(record["image"], rng)
     if "video" not in record:
         raise BadSample(f"{record['id']}: is a picture, and the model takes {frames} frames")
     seed = None if rng is None else int(rng.integers(2**63))
-    shown = [
-        transform(frame, None if seed is None else np.random.default_rng(seed))
-        for frame in load_clip(record["video"], frames)
-    ]
+    with naming(record):
+        shown = [
+            transform(frame, None if seed is None else np.random.default_rng(seed))
+            for frame in load_clip(record["video"], frames)
+        ]
     return shown[0] if frames == 1 else np.stack(shown)
 
 

@@ -115,6 +115,13 @@ def place(path: str | os.PathLike[str]) -> Place:
     return RemotePath(os.fspath(path)) if is_remote(path) else Path(path)
 
 
+def joined(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Place:
+    """`path` below `root`, a folder or a URL, unless it is absolute or a URL itself."""
+    if not root or is_remote(path) or os.path.isabs(path):
+        return place(path)
+    return place(root) / path
+
+
 def read_range(path: str, offset: int, size: int) -> bytes:
     """`size` bytes of a file or URL from `offset` on; no handle stays open.
 

@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from mplug_jax.data.augmented import made_for
 from mplug_jax.data.records import BadSample, Record, Source, SourceError
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class LoadExample:
 
     Attributes:
       sources: all of them, by their numbers.
-      make_example: see `train_iterator`.
+      make_example: see `train_iterator`; with the transforms of the source where it has its own.
       seed: of the generators, which depend on (seed, position) alone.
     """
 
@@ -107,9 +108,10 @@ class LoadExample:
         """
         position, number, index = place
         source = self.sources[number]
+        make_example = made_for(source, self.make_example)
         for bad in range(MAX_TRIES):
             try:
-                example = self.make_example(self._record(number, index), self._rng(0, position))
+                example = make_example(self._record(number, index), self._rng(0, position))
             except BadSample as error:
                 logger.warning("skipped a bad record: %s", error)
                 last = error

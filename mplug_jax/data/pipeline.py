@@ -58,7 +58,8 @@ def train_iterator(
 
     Args:
       sources: (source, weight) pairs.
-      make_example: makes an example of a record; picklable, and without jax, when workers > 0.
+      make_example: makes an example of a record; picklable, and without jax, when workers > 0. A
+        source with transforms of its own (`Augmented`) gets its examples with those.
       seed: of the order and of the generators handed to `make_example`.
       batch_size: examples of the global batch, over all processes.
       process_index: this process; it gets rows `[process_index * b, (process_index + 1) * b)` of

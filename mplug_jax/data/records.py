@@ -1,5 +1,7 @@
 """What a data source yields, and the two errors of the data package."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -84,3 +86,14 @@ class BadSample(ValueError):
 
 class SourceError(ValueError):
     """A data source as a whole cannot be used; says what, where and what to do about it."""
+
+
+@contextlib.contextmanager
+def naming(record: Mapping[str, Any]) -> Iterator[None]:
+    """Puts the record's id into what is said of its pictures, unless that names their paths."""
+    try:
+        yield
+    except BadSample as error:
+        if isinstance(record["image"], str):
+            raise
+        raise BadSample(f"{record['id']}: {error}") from error

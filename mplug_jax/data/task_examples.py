@@ -13,7 +13,7 @@ import numpy as np
 
 from mplug_jax.data.boxes import BoxTransform
 from mplug_jax.data.examples import Example, caption_words, load_image
-from mplug_jax.data.records import BadSample, Record
+from mplug_jax.data.records import BadSample, Record, naming
 from mplug_jax.data.tokenizers import Tokenizer, encode_words, pad
 from mplug_jax.data.transforms import ImageTransform, decode_image
 
@@ -158,7 +158,8 @@ class PhraseExamples:
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Example:
         """Raises BadSample where the image or the phrase cannot be used."""
         phrase = _drawn(record, "phrases", rng)
-        pixels = decode_image(record["image"])
+        with naming(record):
+            pixels = decode_image(record["image"])
         image, box, text = self.transform(pixels, phrase["box"], phrase["phrase"], rng)
         text_ids, text_mask = _encoded(record, text, self.tokenizer, self.text_length)
         x1, y1, x2, y2 = box

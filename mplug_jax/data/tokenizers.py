@@ -18,7 +18,8 @@ import sentencepiece
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
-from mplug_jax.data.records import Source, SourceError
+from mplug_jax.data.files import place
+from mplug_jax.data.records import BadSample, Source, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | os.PathLike[str]):
         try:
-            self._load(Path(path).read_bytes())
+            self._load(place(path).read_bytes())
         except (OSError, RuntimeError, ValueError) as error:
             raise SourceError(f"tokenizer: cannot read {path}: {error}") from error
 
@@ -206,7 +207,7 @@ class WordPieceTokenizer:
     def __init__(self, path: str | os.PathLike[str]):
         try:
             # Not splitlines(): a token may be one of its rarer separators, such as U+2028.
-            lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            lines = place(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"tokenizer: cannot read the vocabulary {path}: {error}") from error
         vocab = {token: index for index, token in enumerate(lines)}
@@ -246,16 +247,20 @@ class WordPieceTokenizer:
 
 
 def build_tokenizer(
-    spec: Mapping[str, Any], workdir: str | os.PathLike[str], text_source: Source | None = None
+    spec: Mapping[str, Any],
+    workdir: str | os.PathLike[str],
+    text_source: Source | None = None,
+    anew: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a config.
 
     Args:
       spec: `{"kind": "wordpiece", "path": vocab.txt}`, or `{"kind": "sentencepiece",
         "vocab_size": n}`, which is trained on the texts of `text_source` at first use and
-        kept in `workdir`, or `{"kind": "sentencepiece", "path": model file}`.
+        kept in `workdir`, or `{"kind": "sentencepiece", "path": model file}`. Paths may be URLs.
       workdir: where the trained model is kept.
       text_source: read only when there is a model to train.
+      anew: train one even where `workdir` has one, which it replaces.
 
     Raises:
       ValueError: `spec` is malformed.
@@ -278,11 +283,11 @@ def build_tokenizer(
         return WordPieceTokenizer(path)
     if path:
         return SentencePieceTokenizer(path)
-    return _trained_tokenizer(spec, Path(workdir), text_source)
+    return _trained_tokenizer(spec, Path(workdir), text_source, anew)
 
 
 def _trained_tokenizer(
-    spec: Mapping[str, Any], workdir: Path, text_source: Source | None
+    spec: Mapping[str, Any], workdir: Path, text_source: Source | None, anew: bool
 ) -> SentencePieceTokenizer:
     vocab_size = spec.get("vocab_size")
     if not isinstance(vocab_size, int) or vocab_size <= 5:
@@ -290,7 +295,7 @@ def _trained_tokenizer(
             f"tokenizer.vocab_size is {vocab_size!r}; it must be a whole number above 5"
         )
     path = workdir / SENTENCEPIECE_FILE
-    if not path.exists():
+    if anew or not path.exists():
         if text_source is None:
             raise SourceError(f"tokenizer: {path} does not exist and there are no texts here")
         logger.info("training a SentencePiece tokenizer on the texts: %s", path)
@@ -299,10 +304,16 @@ def _trained_tokenizer(
 
 
 def source_texts(source: Source, enough: int = TRAINING_TEXTS) -> Iterator[str]:
-    """Texts of records in a fixed random order, all of them or at least `enough`."""
+    """Texts of records in a fixed random order, all of them or at least `enough`.
+
+    Those of bad records are passed over: training names them when it comes to them.
+    """
     given = 0
     for index in np.random.default_rng(0).permutation(len(source)):
-        texts = record_texts(source[int(index)])
+        try:
+            texts = record_texts(source[int(index)])
+        except BadSample:
+            continue
         yield from texts
         given += len(texts)
         if given >= enough:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mplug_jax.data.files import joined, place
 from mplug_jax.data.tokenizers import SENTENCEPIECE_FILE
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.mplug import init_params
@@ -69,9 +70,9 @@ def run_folder(folder: Path) -> Path:
 
 def beside(folder: Path, name: str) -> Path | None:
     """The file of that name that belongs to a checkpoint's folder, or None."""
-    for place in (folder.parent.parent, folder.parent, folder):
-        if (place / name).is_file():
-            return place / name
+    for parent in (folder.parent.parent, folder.parent, folder):
+        if (parent / name).is_file():
+            return parent / name
     return None
 
 
@@ -87,9 +88,9 @@ def for_use(config: ConfigDict, folder: Path, tokenizer: str = "") -> ConfigDict
       CheckpointError: there is no tokenizer file.
     """
     settings = config.data.tokenizer
-    named = Path(config.data.root or ".") / settings.path if settings.path else None
+    named = joined(settings.path, config.data.root) if settings.path else None
     name = Path(settings.path or SENTENCEPIECE_FILE).name
-    file = Path(tokenizer) if tokenizer else beside(folder, name) or named
+    file = place(tokenizer) if tokenizer else beside(folder, name) or named
     if file is None or not file.is_file():
         looked = tokenizer or " nor ".join(
             map(str, filter(None, (run_folder(folder) / name, named)))
@@ -98,11 +99,12 @@ def for_use(config: ConfigDict, folder: Path, tokenizer: str = "") -> ConfigDict
             f"There is no tokenizer file {looked}: copy the one that the model was trained with to "
             f"{run_folder(folder) / name}."
         )
+    whole = file.absolute() if isinstance(file, Path) else file
     used = config.copy_and_resolve_references()
     with used.unlocked():
         used.data.train = ()
         used.data.cached_variants = 0
-        used.data.tokenizer.update({"path": str(file.absolute()), "vocab_size": 0})
+        used.data.tokenizer.update({"path": str(whole), "vocab_size": 0})
     return used
 
 

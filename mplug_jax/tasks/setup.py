@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from mplug_jax import config as config_lib
 from mplug_jax.data.records import Source
-from mplug_jax.data.sources import build_mixture, build_source
-from mplug_jax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, build_tokenizer
+from mplug_jax.data.sources import build_mixture
+from mplug_jax.data.tokenizers import Tokenizer
 from mplug_jax.data.transforms import ImageTransform
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.mplug import MPlug
 from mplug_jax.tasks.features import with_features
-from mplug_jax.training.checkpoint import find_checkpoint
+from mplug_jax.tasks.tokenizer import make_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +56,7 @@ def prepare(config: ConfigDict, workdir: str) -> Setup:
     """
     data = config.data
     sources = build_mixture(data.train, data.root, config.seed, data.max_bad_fraction)
-    tokenizer = build_tokenizer(
-        _tokenizer_settings(config, workdir), workdir, _tokenizer_texts(config, sources)
-    )
+    tokenizer = make_tokenizer(config, workdir, sources)
     model_config = config_lib.model_config(config, _vocabulary(config, tokenizer))
     model = MPlug(model_config)
     if data.cached_variants:
@@ -72,6 +67,7 @@ def prepare(config: ConfigDict, workdir: str) -> Setup:
         crop_scale=None if data.crop_scale is None else tuple(data.crop_scale),
         flip=data.flip,
         randaugment=data.randaugment,
+        decoder=data.decoder,
     )
     return Setup(config, sources, tokenizer, model_config, model, transform)
 
@@ -81,27 +77,3 @@ def _vocabulary(config: ConfigDict, tokenizer: Tokenizer) -> int:
     settings = config.finetune.grounding
     appended = config.task == "grounding" and settings.appended
     return tokenizer.vocab_size + (settings.bins + 1 if appended else 0)
-
-
-def _tokenizer_texts(config: ConfigDict, sources: list[tuple[Source, float]]) -> Source | None:
-    """What a tokenizer is trained on if one must be; None without training data."""
-    if not sources:
-        return None
-    texts, data = config.data.tokenizer.texts, config.data
-    if not texts:
-        return sources[0][0]
-    return build_source(texts[0], data.root, config.seed, data.max_bad_fraction)
-
-
-def _tokenizer_settings(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Settings for ``build_tokenizer``, with the tokenizer of the run that this one starts from."""
-    settings = {k: v for k, v in config.data.tokenizer.items() if v and k != "texts"}
-    if "path" in settings:
-        return settings | {"path": str(Path(config.data.root or ".") / settings["path"])}
-    own = Path(workdir) / SENTENCEPIECE_FILE
-    if config.init_from and not own.exists():
-        # A vocabulary trained anew would not be the one that the parameters were trained with.
-        theirs = find_checkpoint(config.init_from).parent.parent / SENTENCEPIECE_FILE
-        if theirs.exists():
-            shutil.copyfile(theirs, own)
-    return settings

@@ -69,3 +69,23 @@ def test_a_truncated_graph(tmp_path):
     (tmp_path / "m.onnx").write_bytes(data[:-20])
     with pytest.raises(ConversionError, match="damaged or no ONNX model"):
         read_onnx(tmp_path / "m.onnx")
+
+
+def test_tensors_in_other_files_are_refused_and_the_files_not_opened(tmp_path):
+    (tmp_path / "secret").write_bytes(BIAS.tobytes())
+    write(tmp_path / "m.onnx")
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    onnx.external_data_helper.set_external_data(model.graph.initializer[3], "../secret")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ConversionError, match=r"keeps 1 tensors in other files \(enc\.fc1\.bias,"):
+        read_onnx(tmp_path / "sub/m.onnx")
+
+
+def test_a_tensor_of_ten_terabytes_without_content_is_refused(tmp_path):
+    write(tmp_path / "m.onnx")
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    model.graph.initializer[4].dims[:] = [2_500_000, 1_000_000]
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(ConversionError, match="is damaged or no ONNX model"):
+        read_onnx(tmp_path / "m.onnx")

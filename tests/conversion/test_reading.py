@@ -1,5 +1,6 @@
 """Weight files of every kind, and everything that people take for one."""
 
+import io
 import json
 import pickle
 import sys
@@ -163,6 +164,55 @@ def test_tensors_that_do_not_fill_their_shape(tmp_path):
     (tmp_path / "w").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(ConversionError, match="no valid safetensors file"):
         read_weights(tmp_path / "w")
+
+
+TEN_TERABYTES = (2_500_000, 1_000_000)
+
+
+def test_a_tensor_of_ten_terabytes_in_safetensors(tmp_path):
+    """The same header with bytes to match is cut off, and with few bytes it does not fit them."""
+    for end, what in (
+        (10**13, "truncated: its tensors would end at byte 10,000,"),
+        (4, "no valid"),
+    ):
+        entry = {"dtype": "F32", "shape": TEN_TERABYTES, "data_offsets": [0, end]}
+        header = json.dumps({"x": entry}).encode()
+        (tmp_path / "w").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+        with pytest.raises(ConversionError, match=what):
+            read_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_an_array_of_ten_terabytes(tmp_path, version):
+    head = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": TEN_TERABYTES}
+    write = {1: np.lib.format.write_array_header_1_0, 2: np.lib.format.write_array_header_2_0}
+    write[version[0]](head, described)
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("x.npy", head.getvalue() + bytes(12))
+    with pytest.raises(ConversionError, match=r"declares 10,000,.* for x\.npy, which has 12;"):
+        read_weights(tmp_path / "w.npz")
+
+
+def test_an_archive_that_would_unpack_to_terabytes(tmp_path):
+    """As its directory says; the bytes need not be there for that."""
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("x.npy", b"x")
+        archive.filelist[0].file_size = 10**13
+    with pytest.raises(ConversionError, match=r"would unpack to 10,000,000,000,000 bytes"):
+        read_weights(tmp_path / "w.npz")
+
+
+def test_a_compressed_archive_of_zeros_is_read(tmp_path):
+    np.savez_compressed(tmp_path / "w.npz", x=np.zeros(10**6, np.float32))
+    assert not read_weights(tmp_path / "w.npz").tensors["x"].any()
+
+
+def test_a_tensor_that_repeats_one_number_for_ever(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"x": torch.zeros(1).expand(TEN_TERABYTES)}, tmp_path / "w.pth")
+    with pytest.raises(ConversionError, match=r"declares 10,000,.* for x, which has 4;"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_an_archive_of_something_else(tmp_path):

@@ -3,6 +3,7 @@
 The table in docs/data.md, "What happens to broken data", says the same.
 """
 
+import importlib.util
 import io
 import re
 import struct
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
+from mplug_jax.data.boxes import BoxTransform
 from mplug_jax.data.cleaning import pre_caption, pre_question
 from mplug_jax.data.examples import PretrainExamples
 from mplug_jax.data.records import BadSample
+from mplug_jax.data.task_examples import PhraseExamples, PictureExamples
 from mplug_jax.data.tokenizers import (
     CACHED_LENGTH,
     SentencePieceTokenizer,
@@ -92,26 +95,37 @@ UNUSABLE = {
 }
 
 
+FAST_DECODER = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("simplejpeg", "cv2"))),
+    reason="the fast decoder's packages are missing: pip install 'mplug_jax[fast]'",
+)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("decoder", ["pillow", pytest.param("fast", marks=FAST_DECODER)])
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_pictures_that_are_skipped(kind, tmp_path):
+def test_pictures_that_are_skipped(kind, decoder, tmp_path):
     content, reason = UNUSABLE[kind]
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
-    with pytest.raises(BadSample, match=reason) as raised:
-        decode_image(path)
-    assert str(path) in str(raised.value)
+    transform = ImageTransform((8, 8), train=True, decoder=decoder)
+    for load in (decode_image, lambda image: transform(image, np.random.default_rng(0))):
+        with pytest.raises(BadSample, match=reason) as raised:
+            load(path)
+        assert str(path) in str(raised.value)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("decoder", ["pillow", pytest.param("fast", marks=FAST_DECODER)])
 @pytest.mark.parametrize("kind", [kind for kind in UNUSABLE if re.search("bomb|000|huge", kind)])
-def test_bombs_are_not_decoded(kind, monkeypatch):
+def test_bombs_are_not_decoded(kind, decoder, monkeypatch):
     """Neither the pixels of those with too many, nor the pixels of those with other loads."""
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size))
+    transform = ImageTransform((8, 8), train=True, decoder=decoder)
     started = time.perf_counter()
     with pytest.raises(BadSample):
-        decode_image(UNUSABLE[kind][0])
+        transform(UNUSABLE[kind][0], np.random.default_rng(0))
     assert decoded == [] and time.perf_counter() - started < 5.0
 
 
@@ -127,6 +141,26 @@ def test_missing_pictures_and_folders_are_skipped(tmp_path):
         decode_image(tmp_path)
     with pytest.raises(BadSample, match="cannot be decoded"):
         decode_image("a\0.jpg")
+
+
+@pytest.mark.parametrize("decoder", ["pillow", pytest.param("fast", marks=FAST_DECODER)])
+def test_a_picture_without_a_path_is_named_by_its_record(decoder, tmp_path):
+    """Tars, shards and TFDS hand out bytes, of which the id alone says where they come from."""
+    (tmp_path / "a.jpg").write_bytes(b"404")
+    box = {"phrase": "it", "box": [0.1, 0.1, 0.9, 0.9]}
+    record = {"id": "00000.tar/17", "image_id": 0, "phrases": [box]}
+    plain = ImageTransform((8, 8), train=True, decoder=decoder)
+    for make in (PictureExamples(plain), PhraseExamples(None, BoxTransform((8, 8)), 8)):
+        for image, said in (
+            (b"404", r"00000\.tar/17: <3 bytes>: cannot be decoded"),
+            (np.zeros((2, 2)), r"00000\.tar/17: <array>: float64 \[2, 2\] is no uint8"),
+            (str(tmp_path / "a.jpg"), rf"{tmp_path}/a\.jpg: cannot be decoded"),
+        ):
+            with pytest.raises(BadSample, match=f"^{said}"):
+                make({**record, "image": image}, np.random.default_rng(0))
+    clip = {**record, "image": np.zeros(3), "video": np.zeros((2, 2, 2, 3))}
+    with pytest.raises(BadSample, match=r"^00000\.tar/17: <array>: float64 .* no uint8 clip"):
+        PictureExamples(plain, frames=2)(clip)
 
 
 def test_16_bits_a_sample_keep_their_high_byte():

@@ -161,6 +161,10 @@ FILES = {
     "nested": ("[" * 100_000, "line 1.*nested too deeply"),
     "digits": ('[{"image_id": 1' + "0" * 5000 + "}]", "line 1.*too many digits"),
     "no usable row": ([{**GOOD, "captions": [""]}], "no usable records.*caption 0 is empty"),
+    "a name too long": (
+        [{**GOOD, "image": "x" * 5000}],
+        "none of the pictures looked for is there",
+    ),
     "no picture there": (
         [{**GOOD, "image": "lost.png"}],
         "none of the pictures looked for is there",

@@ -1,9 +1,12 @@
 """Worker processes: the same batches as without, and no jax in them."""
 
 import itertools
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +145,69 @@ def test_the_data_package_needs_no_jax():
         env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
     )
     assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import multiprocessing
+import os
+import signal
+import sys
+
+import numpy as np
+
+from mplug_jax.data.pipeline import train_iterator
+
+
+class Numbers:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return {"number": index}
+
+
+def example(record, rng):
+    return {"number": np.int32(record["number"])}
+
+
+def main():
+    settings = {"seed": 0, "batch_size": 4}
+    with_workers = train_iterator([(Numbers(), 1.0)], example, **settings, workers=1)
+    without = train_iterator([(Numbers(), 1.0)], example, **settings)
+    next(with_workers)
+    next(without)
+    children = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for child in children:
+            os.kill(child.pid, number)
+    for _ in range(20):
+        np.testing.assert_array_equal(next(with_workers)["number"], next(without)["number"])
+    print(*(child.pid for child in children), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_end_with_the_training_process_and_by_no_signal_to_the_group(tmp_path):
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    # Workers that live on keep the pipe open: what they are is not waited for through it.
+    told = tmp_path / "told"
+    with told.open("w") as stdout:
+        result = subprocess.run([sys.executable, str(script)], stdout=stdout, timeout=120)
+    assert result.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in told.read_text().split()]
+    assert workers
+    deadline = time.monotonic() + 10
+    while any(map(_lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_lives, workers))
+
+
+def _lives(pid):
+    """Whether the process runs; one that has ended may still wait for somebody to ask how."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"

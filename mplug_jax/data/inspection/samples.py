@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mplug_jax.data.augmented import made_for
 from mplug_jax.data.examples import Example
 from mplug_jax.data.inspection.survey import NamedSource, Room, evenly, text_length, texts_of
 from mplug_jax.data.records import BadSample
@@ -77,7 +78,7 @@ def sample(
 
     Args:
       of: the source.
-      make_example: `(record, rng) -> example`, as the pipeline calls it.
+      make_example: `(record, rng) -> example`, as the pipeline gets it.
       count: records.
       seed: of what is drawn and of the augmentation.
       show: (record, example) -> what is shown of it; None shows nothing.
@@ -87,6 +88,7 @@ def sample(
       SourceError: something is missing that every record needs, such as a reader of video files.
     """
     result = Sampled(of)
+    make_example = made_for(of.source, make_example)
     for index in evenly(len(of.source), count):
         rng = np.random.default_rng([seed, index])
         start = time.perf_counter()

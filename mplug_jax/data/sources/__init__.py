@@ -1,12 +1,12 @@
 """Data sources by name: what `data.train` and the evaluators of a config turn into."""
 
-import difflib
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mplug_jax.data.augmented import Augmented, checked_transforms
 from mplug_jax.data.records import Source
 from mplug_jax.data.sources.array_records import array_records
 from mplug_jax.data.sources.json_files import json_records
@@ -15,6 +15,7 @@ from mplug_jax.data.sources.scenes import Scenes
 from mplug_jax.data.sources.tar_files import tar_records
 from mplug_jax.data.sources.tfds_source import tfds_records
 from mplug_jax.data.sources.video import video_records
+from mplug_jax.data.spelling import nearest
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ KINDS: dict[str, SourceKind] = {
     "webdataset": SourceKind(tar_records, frozenset({"path"}), frozenset({"max_bad_fraction"})),
     "arrayrecord": SourceKind(array_records, frozenset({"path"}), frozenset()),
     "tfds": SourceKind(
-        tfds_records, frozenset({"path", "split"}), frozenset({"image", "caption", "image_id"})
+        tfds_records,
+        frozenset({"split"}),
+        frozenset({"path", "name", "data_dir", "image", "caption", "image_id"}),
     ),
 }
+
+# Keys of a spec in config.data.train that say how the source is mixed in, not what it is.
+MIXTURE_KEYS = ("weight", "transforms")
 
 
 def build_source(
@@ -87,12 +93,12 @@ def build_source(
     given = {key: value for key, value in spec.items() if value is not None}
     name = given.pop("kind", None)
     if name not in KINDS:
-        raise ValueError(f"unknown kind of data source {name!r}{_nearest(name, KINDS)}")
+        raise ValueError(f"unknown kind of data source {name!r}{nearest(name, KINDS)}")
     kind = KINDS[name]
     known = kind.required | kind.optional
     for key in given:
         if key not in known:
-            raise ValueError(f"a {name!r} source has no key {key!r}{_nearest(key, known)}")
+            raise ValueError(f"a {name!r} source has no key {key!r}{nearest(key, known)}")
     missing = sorted(kind.required - given.keys())
     if missing:
         raise ValueError(f"a {name!r} source needs {' and '.join(map(repr, missing))}: {given}")
@@ -113,10 +119,12 @@ def build_mixture(
 
     A weight is a share of the examples relative to the others'; a source without one counts with
     its number of records, so that a mixture without weights is the sources put together. Weights
-    are given for all sources or for none.
+    are given for all sources or for none. `transforms` of a spec replace those of config.data for
+    that source (`mplug_jax.data.augmented`).
 
     Raises:
-      ValueError: as `build_source`, or weights that are not positive or given for some only.
+      ValueError: as `build_source` and `checked_transforms`, or weights that are not positive or
+        given for some only.
     """
     # A ConfigDict is no Mapping, so it is lists that are told apart.
     listed = list(specs) if isinstance(specs, Sequence) else [specs]
@@ -124,9 +132,13 @@ def build_mixture(
     given = [weight for weight in weights if weight is not None]
     if given and (len(given) < len(weights) or not all(weight > 0 for weight in given)):
         raise ValueError(f"give each training source a positive weight, or none: {weights}")
+    transforms = [
+        None if (own := spec.get("transforms")) is None else checked_transforms(own)
+        for spec in listed
+    ]
     sources = [
         build_source(
-            {key: value for key, value in spec.items() if key != "weight"},
+            {key: value for key, value in spec.items() if key not in MIXTURE_KEYS},
             root,
             seed,
             max_bad_fraction,
@@ -134,13 +146,9 @@ def build_mixture(
         for spec in listed
     ]
     return [
-        (source, float(len(source) if weight is None else weight))
-        for source, weight in zip(sources, weights, strict=True)
+        (
+            source if own is None else Augmented(source, own),
+            float(len(source) if weight is None else weight),
+        )
+        for source, weight, own in zip(sources, weights, transforms, strict=True)
     ]
-
-
-def _nearest(word: Any, known: Iterable[str]) -> str:
-    choices = sorted(known)
-    near = difflib.get_close_matches(str(word), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} Choose from {', '.join(choices)}"

@@ -19,11 +19,23 @@ from PIL import Image
 
 from mplug_jax.data.files import RemotePath, local_copy, place
 from mplug_jax.data.records import BadSample, Record, SourceError
-from mplug_jax.data.sources.drafts import integer
+from mplug_jax.data.sources.drafts import (
+    BadItem,
+    asked,
+    brief,
+    choice,
+    integer,
+    list_of,
+    mapping_of,
+    phrase_of,
+    text_of,
+)
 from mplug_jax.data.sources.shards import find_shards
 
 # In a folder, files of these names are shards.
 MARKS = (".array_record", ".arrayrecord")
+# Keys of other sources' records, whose values are no pictures in shards.
+NEVER_HELD = ("video", "clip", "features")
 
 
 def encode_record(record: Mapping[str, Any]) -> bytes:
@@ -63,12 +75,42 @@ def decode_record(content: bytes) -> Record:
             ("image", isinstance(record.get("image"), bytes)),
             ("image_id", integer(record.get("image_id")) is not None),
             ("captions", isinstance(record.get("captions"), list)),
+            *((key, key not in record) for key in NEVER_HELD),
         )
         if not usable
     ]
     if wrong:
         raise BadSample(f"has no usable {', '.join(wrong)}")
+    try:
+        _check_texts(record)
+    except BadItem as error:
+        raise BadSample(f"{record['id']}: {error}") from error
     return record
+
+
+def _check_texts(record: Mapping[str, Any]) -> None:
+    """Raises BadItem where what examples are made of has another type than it should."""
+    for caption in record["captions"]:
+        text_of(caption, "a caption")
+    for question in list_of(record.get("questions", []), "questions"):
+        question = mapping_of(question, "a question")
+        asked(question.get("question"), mapping_of(question.get("answers", {}), "answers"))
+        others = [question.get("objects", ""), *list_of(question.get("ocr", []), "ocr")]
+        others += list_of(question.get("annotators", []), "annotators")
+        if not all(isinstance(text, str) for text in others):
+            raise BadItem(f"ocr, objects or annotators hold {brief(others)}, not texts")
+    for phrase in list_of(record.get("phrases", []), "phrases"):
+        phrase_of(mapping_of(phrase, "a phrase"))
+    if "pair" in record:
+        pair = mapping_of(record["pair"], "pair")
+        text_of(pair.get("sentence"), "the pair's sentence")
+        choice(pair.get("label"), (True, False), "the pair's label")
+        if not isinstance(pair.get("image2"), bytes):
+            raise BadItem("the pair has no second picture")
+    if "entailment" in record:
+        entailment = mapping_of(record["entailment"], "entailment")
+        for key in ("hypothesis", "label"):
+            text_of(entailment.get(key), key)
 
 
 class ArrayRecords:

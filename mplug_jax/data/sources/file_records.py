@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mplug_jax.data.files import Place, RemotePath, is_remote, place
+from mplug_jax.data.files import Place, RemotePath, is_remote, joined, place
 from mplug_jax.data.records import BadSample, Record, SourceError
 from mplug_jax.data.sources.drafts import BadItem, Draft, Outcome
 
@@ -142,12 +142,17 @@ class FileRecords:
         checked = range(0, len(self), -(-len(self) // PICTURES_CHECKED))
         names = [json.loads(self._lines[index])["image"] for index in checked]
         paths = [os.path.join(self._folder, name) for name in names]
-        if not any(place(path).exists() for path in paths):
+        if not any(map(_exists, paths)):
             what = "pictures" if folder_key == "images" else folder_key
             raise SourceError(
                 f"{self._path}: none of the {what} looked for is there, such as {paths[0]}; "
                 f"check config.data.root and the source's `{folder_key}` folder"
             )
+
+
+def _exists(path: str) -> bool:
+    # Unlike pathlib's, this says no to names that no file can have, such as those too long.
+    return place(path).exists() if is_remote(path) else os.path.exists(path)
 
 
 def check_bad(
@@ -193,12 +198,10 @@ def rooted(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) ->
     Raises:
       SourceError: there is no such root.
     """
-    if root is None or is_remote(path) or os.path.isabs(path):
-        return place(path)
-    folder = place(root)
-    if not folder.is_dir():
+    below = root and not (is_remote(path) or os.path.isabs(path))
+    if below and not place(root).is_dir():
         raise SourceError(f"config.data.root is {str(root)!r}: there is no such folder")
-    return folder / path
+    return joined(path, root)
 
 
 def under_root(

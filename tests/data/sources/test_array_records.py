@@ -156,3 +156,35 @@ def test_shards_that_cannot_be_used(tmp_path):
         arrayrecord(tmp_path, "missing")
     with pytest.raises(ValueError, match="no key 'max_bad_fraction'"):
         build_source({"kind": "arrayrecord", "path": "a", "max_bad_fraction": 0.1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"captions": [3]}, "a caption is 3, not a text"),
+        ({"captions": [" "]}, "a caption is empty"),
+        ({"questions": [{"question": "what?", "answers": ["dog"]}]}, "answers is .* not an object"),
+        ({"questions": [{"question": "what?", "answers": {"dog": -1}}]}, "no positive number"),
+        ({"questions": [{"question": "what?", "ocr": [1]}]}, "ocr, objects or annotators hold"),
+        ({"phrases": [{"phrase": "it", "box": [0.9, 0, 0.1, 1]}]}, "box .* is not x1 < x2"),
+        ({"pair": {"image2": "/etc/passwd", "sentence": "a", "label": True}}, "no second picture"),
+        ({"pair": {"image2": b"", "sentence": "a", "label": "yes"}}, "label is 'yes', not one of"),
+        ({"entailment": {"hypothesis": "a"}}, "label is missing, not a text"),
+    ],
+)
+def test_a_record_with_an_unusable_part_is_bad_and_named(change, said):
+    content = msgpack.packb({**record(7), "image": b"x", **change})
+    with pytest.raises(BadSample, match=f"^r7: .*{said}"):
+        decode_record(content)
+
+
+@pytest.mark.parametrize("key", ["video", "clip", "features"])
+def test_a_shard_holds_no_clips_and_no_features(key):
+    with pytest.raises(BadSample, match=f"has no usable {key}"):
+        decode_record(msgpack.packb({**record(7), "image": b"x", key: "/etc/passwd"}))
+
+
+def test_questions_as_the_sources_leave_them_are_usable():
+    question = {"question": "what?", "answers": {}, "ocr": ["", "STOP"], "objects": ""}
+    content = msgpack.packb({**record(7), "image": b"x", "questions": [question]})
+    assert decode_record(content)["questions"] == [question]

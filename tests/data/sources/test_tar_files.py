@@ -275,3 +275,30 @@ def test_worker_processes_read_the_same(tmp_path):
         np.testing.assert_array_equal(ours["shade"], theirs["shade"])
         np.testing.assert_array_equal(ours["shade"], ours["image_id"])
     assert sorted(np.concatenate([b["shade"] for b in batches[0]])) == list(range(10))
+
+
+def test_a_tar_writes_nothing_outside_its_folder(tmp_path, cache):
+    """Nothing is unpacked: a member's name is a name only, and links are passed over."""
+    files = [("../../evil.png", picture(1)), ("../../evil.txt", "a"), ("/evil.png", picture(2))]
+    write_tar(tmp_path / "a/b/0.tar", [*files, ("/evil.txt", "b")])
+    with tarfile.open(tmp_path / "a/b/0.tar", "a") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo("link.png")
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+    source = webdataset(tmp_path, "a/b")
+    assert [(record["captions"], shade_of(record)) for record in source] == [(["a"], 1), (["b"], 2)]
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert found == ["a", "a/b", "a/b/0.tar", "a/b/0.tar.index"]
+    assert not os.path.exists("/evil.png")
+
+
+def test_captions_that_are_not_utf_8_are_skipped(tmp_path):
+    bad = [("b.png", picture(2)), ("b.txt", b"\xe9t\xe9"), ("c.png", picture(3))]
+    write_tar(tmp_path / "cc3m/0.tar", [*samples(0, 1), *bad, ("c.json", b'{"caption": "\xff"}')])
+    source = webdataset(tmp_path, max_bad_fraction=0.7)
+    assert [record["captions"] for record in source] == [["caption 0"]]
+    assert [reason[:26] for _, reason in source.bad_records] == [
+        "the .txt file is damaged: ",
+        "the .json file is damaged:",
+    ]

@@ -14,8 +14,8 @@ from mplug_jax.data.sources import build_source
 from mplug_jax.data.sources.tfds_source import TfdsRecords
 from mplug_jax.data.transforms import decode_image
 
-# Builds `mini` in the folder argv[1]; TFDS encodes arrays with TensorFlow only, so files go in.
-BUILD = """
+# A builder, `mini`; TFDS encodes arrays with TensorFlow only, so files go in.
+BUILDER = """
 import io, sys
 import numpy as np
 import tensorflow_datasets as tfds
@@ -49,8 +49,26 @@ class Mini(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         raise NotImplementedError
-
+"""
+# Builds it in the folder argv[1].
+BUILD = f"""{BUILDER}
 Mini(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+# Reads it by the name under which its class is registered, and by that of one not built.
+READ_BY_NAME = f"""{BUILDER}
+from mplug_jax.data.records import SourceError
+from mplug_jax.data.sources import build_source
+
+class Unbuilt(Mini):
+    pass
+
+spec = {{"kind": "tfds", "split": "val", "data_dir": "."}}
+source = build_source({{**spec, "name": "mini"}}, sys.argv[1])
+print(len(source), sorted(r["captions"][0] for r in source), source[0]["id"])
+try:
+    build_source({{**spec, "name": "unbuilt"}}, sys.argv[1])
+except SourceError as error:
+    print(error)
 """
 
 # Reads it as a data worker would, and says which modules that took.
@@ -130,6 +148,40 @@ def test_neither_tensorflow_nor_jax_is_imported(version):
     counted, modules = run(READ, version).splitlines()[-2:]
     assert counted == "2 ['caption 50', 'caption 51'] bytes"
     assert modules == "[]"
+
+
+def test_a_registered_name(data_dir, version):
+    """A builder's class, where it is there; else its files are enough."""
+    by_class, unbuilt = run(READ_BY_NAME, data_dir).splitlines()[-2:]
+    assert by_class == "2 ['caption 50', 'caption 51'] mini/1.2.0/val/0"
+    assert unbuilt == (
+        f"'unbuilt': is not built in {data_dir}/unbuilt/1.2.0; build it with tfds.builder("
+        f"'unbuilt', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
+    )
+    for name in ("mini", "mini:1.2.0"):
+        spec = {"kind": "tfds", "name": name, "data_dir": str(data_dir), "split": "train"}
+        source = build_source(spec)
+        assert [r["captions"] for r in source] == [r["captions"] for r in records(version)]
+
+
+def test_names_that_tfds_cannot_construct_are_one_message(data_dir):
+    """`coco_captions` is registered, but its module needs TensorFlow."""
+    for name, reason in (
+        ("coco_captions", "No module named 'tensorflow'"),
+        ("no_such_set", "Dataset no_such_set not found"),
+    ):
+        spec = {"kind": "tfds", "name": name, "data_dir": str(data_dir), "split": "train"}
+        with pytest.raises(SourceError, match=rf"{name}.*{reason}.*as `path`") as raised:
+            build_source(spec)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"path": "a", "name": "mini"}, {"path": "a", "data_dir": "b"}]
+)
+def test_either_a_path_or_a_name(keys):
+    with pytest.raises(ValueError, match="either 'path', the folder of one version, or 'name'"):
+        build_source({"kind": "tfds", "split": "train", **keys})
 
 
 def test_errors_name_what_there_is(version, data_dir):

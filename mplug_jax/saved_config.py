@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mplug_jax.config import ConfigError, defaults
 
 # Groups whose keys are the experiment's own.
-FREE = ("evals", "mesh")
+FREE = ("evals",)
 
 
 def get_config(path: str) -> ConfigDict:

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mplug_jax.models.axes import constrain, constrain_rows
 from mplug_jax.models.config import SCHEDULES, FusionConfig, TextConfig
 from mplug_jax.models.layers import Array, layer_norm, rematerialised
 from mplug_jax.models.text_encoder import attention, mlp, residual
@@ -71,8 +72,10 @@ class CrossLayer(nn.Module):
             text, lambda y: attend(y, y, mask)
         )
         # Keys and values are made once a picture and handed to every text that asks about it.
-        keys, values = cross.keys_values(image)
-        shared = take_rows(keys, index), take_rows(values, index)
+        shared = tuple(
+            constrain(take_rows(x, index), "batch", "heads", None, None)
+            for x in cross.keys_values(image)
+        )
         text = residual(self.config, self.dtype, "after_cross_attention")(
             text, lambda y: cross.attend(y, shared, None)
         )
@@ -166,9 +169,9 @@ class Fusion(nn.Module):
             if kind == "cross":
                 image, text = layer(image, text, text_mask, image_index)
             else:
-                image, image_index = take_rows(image, image_index), None
+                image, image_index = constrain_rows(take_rows(image, image_index)), None
                 image, text = layer(image, text, text_mask)
-        image = take_rows(image, image_index)
+        image = constrain_rows(take_rows(image, image_index))
         if self.text.norm == "pre":
             text = layer_norm(self.text.ln_eps, "final_norm")(text).astype(self.dtype)
             if any(kind != "cross" for kind in kinds):

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.models.axes import constrain, constrain_rows
+
 Array = jax.Array
 KeysValues = tuple[Array, Array]
 
@@ -93,7 +95,11 @@ class Attention(nn.Module):
 
     def keys_values(self, x: Array) -> KeysValues:
         """Keys and values ``[B, heads, S, head_dim]`` of ``x [B, S, D]``."""
-        return self.key(x).swapaxes(1, 2), self.value(x).swapaxes(1, 2)
+        keys, values = (
+            constrain(project(x), "batch", None, "heads", None)
+            for project in (self.key, self.value)
+        )
+        return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
     def attend(self, x: Array, keys_values: KeysValues, mask: Array | None) -> Array:
         """Attention of ``x [N, T, D]`` over given keys and values.
@@ -105,7 +111,7 @@ class Attention(nn.Module):
           ``[N, T, D]``.
         """
         keys, values = keys_values
-        queries = self.query(x)
+        queries = constrain(self.query(x), "batch", None, "heads", None)
         n, t, heads, head_dim = queries.shape
         b = keys.shape[0]
         # Rows that share keys become more query positions of the same row: nothing is tiled.
@@ -118,7 +124,8 @@ class Attention(nn.Module):
             logits = jnp.where(mask, logits, MASKED)
         weights = self.attention_dropout(jax.nn.softmax(logits, axis=-1).astype(self.dtype))
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values)
-        return self.out(mixed.swapaxes(1, 2).reshape(n, t, heads, head_dim))
+        mixed = mixed.swapaxes(1, 2).reshape(n, t, heads, head_dim)
+        return constrain_rows(self.out(constrain(mixed, "batch", None, "heads", None)))
 
     def __call__(self, x: Array, memory: Array, mask: Array | None = None) -> Array:
         """``attend`` over the keys and values of ``memory [B, S, D]``."""
@@ -143,14 +150,15 @@ class MLP(nn.Module):
             bias_init=zeros_init("mlp"),
             name="up",
         )(x)
-        x = ACTIVATIONS[self.activation](x)
-        return nn.Dense(
+        x = ACTIVATIONS[self.activation](constrain(x, "batch", None, "mlp"))
+        x = nn.Dense(
             self.width,
             dtype=self.dtype,
             kernel_init=kernel_init(self.init_std, "mlp", "embed"),
             bias_init=zeros_init("embed"),
             name="down",
         )(x)
+        return constrain_rows(x)
 
 
 class Residual(nn.Module):
@@ -171,6 +179,14 @@ class Residual(nn.Module):
         if self.norm == "post":
             return norm(x + dropout(sublayer(x))).astype(self.dtype)
         return x + dropout(sublayer(norm(x).astype(self.dtype)))
+
+
+def whole_words(embedding: Array) -> Array:
+    """``[vocab, D]`` with every word whole on its device, for look-ups and logits.
+
+    A table that is split in D would be looked up there, and then ``[B, L, D]`` be moved about.
+    """
+    return constrain(embedding, "vocab", None)
 
 
 class TextEmbeddings(nn.Module):
@@ -205,7 +221,9 @@ class TextEmbeddings(nn.Module):
                 "model; raise config.model.text.max_positions or shorten config.data.text_length."
             )
         positions = offset + jnp.arange(length)
-        x = self.word(ids) + self.token_type(jnp.zeros_like(ids)) + self.position(positions)[None]
+        words = jnp.take(whole_words(self.word.embedding.astype(self.dtype)), ids, axis=0)
+        x = constrain_rows(words + self.token_type(jnp.zeros_like(ids)))
+        x = x + self.position(positions)[None]
         return self.output_dropout(self.layer_norm(x).astype(self.dtype))
 
 
@@ -220,7 +238,7 @@ class LMHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        """Logits ``[..., vocab]`` in float32 of ``x [..., D]`` and ``embedding [vocab, D]``."""
+        """Logits ``[N, L, vocab]`` in float32 of ``x [N, L, D]`` and ``embedding [vocab, D]``."""
         x = nn.Dense(
             self.width,
             dtype=self.dtype,
@@ -228,15 +246,16 @@ class LMHead(nn.Module):
             bias_init=zeros_init("embed"),
             name="transform",
         )(x)
-        x = layer_norm(self.eps, name="layer_norm")(ACTIVATIONS["gelu"](x)).astype(self.dtype)
+        x = ACTIVATIONS["gelu"](constrain_rows(x))
+        x = layer_norm(self.eps, name="layer_norm")(x).astype(self.dtype)
         bias = self.param("bias", zeros_init("vocab"), (self.vocab_size,))
         logits = jnp.einsum(
             "...d,vd->...v",
             x,
-            embedding.astype(self.dtype),
+            whole_words(embedding.astype(self.dtype)),
             preferred_element_type=jnp.float32,
         )
-        return logits + bias
+        return constrain(logits, "batch", None, "vocab") + bias
 
 
 _POLICIES: dict[str, Callable[..., bool] | None] = {

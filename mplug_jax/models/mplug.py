@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.models.axes import constrain_rows
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.decoder import Decoder, DecoderCache
 from mplug_jax.models.fusion import Fusion
@@ -22,8 +25,17 @@ from mplug_jax.models.text_encoder import TextEncoder
 from mplug_jax.models.vit import ViT
 
 
+def _itm_prior(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """The bias of a head that says what holds of any pair: one in three is a match.
+
+    With a head that begins with even odds, the first steps teach the whole fusion network a
+    constant, in which the little that [CLS] knows of picture and text drowns.
+    """
+    return jnp.log(jnp.asarray([2 / 3, 1 / 3], dtype))
+
+
 def _unit(x: Array) -> Array:
-    x = x.astype(jnp.float32)
+    x = constrain_rows(x.astype(jnp.float32))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -44,7 +56,8 @@ class WidthBridge(nn.Module):
             bias_init=zeros_init("embed"),
             name="dense",
         )(x)
-        return Dropout(self.dropout)(layer_norm(1e-12, "layer_norm")(x).astype(self.dtype))
+        x = layer_norm(1e-12, "layer_norm")(constrain_rows(x)).astype(self.dtype)
+        return Dropout(self.dropout)(x)
 
 
 class Classifier(nn.Module):
@@ -92,7 +105,12 @@ class MPlug(nn.Module):
 
         self.vision_proj = head(c.embed_dim, "projection")
         self.text_proj = head(c.embed_dim, "projection")
-        self.itm_head = head(2, "classes")
+        self.itm_head = nn.Dense(
+            2,
+            dtype=jnp.float32,
+            kernel_init=kernel_init(t.init_std, "embed", "classes"),
+            bias_init=nn.with_logical_partitioning(_itm_prior, ("classes",)),
+        )
         if c.classes:
             self.classifier = Classifier(c.classes, t.width, t.init_std)
         self.raw_temperature = self.param(

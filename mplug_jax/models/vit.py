@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.models.axes import constrain_rows
 from mplug_jax.models.config import VisionConfig
 from mplug_jax.models.layers import (
     MLP,
@@ -105,7 +106,7 @@ class ConvStem(nn.Module):
                 name=f"conv_{i}",
             )(x)
             # No norm here: it would blow the noise of a plain background up to full size.
-            x = jax.nn.gelu(x)
+            x = jax.nn.gelu(constrain_rows(x))
         init = kernel_init(self.config.width**-0.5, "patch", "embed")
         return nn.Dense(
             self.config.width,
@@ -149,7 +150,7 @@ class ViT(nn.Module):
                 name="patch_embedding",
             )(x)
         grid = x.shape[1:3]
-        x = x.reshape(x.shape[0], -1, c.width)
+        x = constrain_rows(x.reshape(x.shape[0], -1, c.width))
         cls = self.param("class_embedding", kernel_init(std, "embed"), (c.width,))
         # The conv stem's tokens deviate by 1 and more: positions of CLIP's scale drown in them.
         positions = self.param(

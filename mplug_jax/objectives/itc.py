@@ -1,6 +1,8 @@
 """Image-text contrast with momentum features, queues of past ones, and soft targets (ALBEF §3.2).
 
-Features are rows, [B, E] and [Q, E], L2-normalised by whoever makes them.
+Features are rows, [B, E] and [Q, E], L2-normalised by whoever makes them. Over several devices the
+columns of the [B, B + Q] similarities are split, as the queue's rows are: the B queries travel and
+the queue never does.
 """
 
 from typing import NamedTuple
@@ -9,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from mplug_jax.models.axes import constrain, constrain_rows, shards
 from mplug_jax.objectives.distillation import mix
 
 UNUSED_ID = -100
@@ -95,9 +98,16 @@ def enqueue(
     )
 
 
+def _spread(x: jax.Array) -> jax.Array:
+    """[B, N] split over the devices by columns or, of a queue that they do not divide, by rows."""
+    by_columns = x.shape[1] % shards("bank") == 0
+    return constrain(x, "queries", "bank") if by_columns else constrain_rows(x)
+
+
 def _similarities(queries: jax.Array, bank: jax.Array, temperature: jax.Array | float) -> jax.Array:
     # Full float32 products: a rounded cosine divided by a small temperature moves the softmax.
-    return jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    sims = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    return _spread(sims)
 
 
 def _valid_rows(feats: jax.Array, valid: jax.Array) -> jax.Array:
@@ -105,9 +115,26 @@ def _valid_rows(feats: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid[:, None], feats.astype(jnp.float32), 0.0)
 
 
+def _join(batch: jax.Array, queue: jax.Array, parts: int) -> jax.Array:
+    """[B + Q, ...]: for each of `parts` devices its rows of the batch, then its rows of the queue.
+
+    In this order no row leaves its device; on one device it is [batch; queue].
+    """
+    pieces = (x.reshape(parts, -1, *x.shape[1:]) for x in (batch, queue))
+    return jnp.concatenate(list(pieces), axis=1).reshape(-1, *batch.shape[1:])
+
+
+def _batch_columns(sims: jax.Array, parts: int) -> jax.Array:
+    """[B, B] of the batch in its own order, out of [B, B + Q] in the order of `_join`."""
+    size = sims.shape[0]
+    columns = sims.reshape(size, parts, -1)[:, :, : size // parts]
+    return constrain_rows(columns.reshape(size, size))
+
+
 def _hard_targets(query_ids: jax.Array, ids: jax.Array, columns: jax.Array) -> jax.Array:
     """[B, N]: equal shares for the allowed columns that show the query's picture."""
     same = ((query_ids[:, None] == ids) & columns).astype(jnp.float32)
+    same = _spread(same)
     return same / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1.0)
 
 
@@ -184,21 +211,22 @@ def itc_loss(
         image_m = jax.lax.stop_gradient(_valid_rows(image_feats_m, valid))
         text_m = jax.lax.stop_gradient(_valid_rows(text_feats_m, valid))
     image_bank, text_bank = (image, text) if image_m is None else (image_m, text_m)
-    ids, columns = image_ids, valid
+    ids, columns, parts, size = image_ids, valid, 1, len(valid)
     if queue is not None:
-        image_bank = jnp.concatenate([image_bank, queue.image])
-        text_bank = jnp.concatenate([text_bank, queue.text])
-        ids = jnp.concatenate([image_ids, queue.ids])
-        columns = jnp.concatenate([valid, jnp.ones_like(queue.ids, bool)])
+        if size % shards("bank") == len(queue.ids) % shards("bank") == 0:
+            parts = shards("bank")
+        image_bank = _join(image_bank, queue.image, parts)
+        text_bank = _join(text_bank, queue.text, parts)
+        ids = _join(image_ids, queue.ids, parts)
+        columns = _join(valid, jnp.ones_like(queue.ids, bool), parts)
 
     shared = (columns, _hard_targets(image_ids, ids, columns), temperature, alpha)
     image_losses, image_to_text = _direction(image, image_m, text_bank, *shared)
     text_losses, text_to_image = _direction(text, text_m, image_bank, *shared)
     losses = jnp.where(valid, (image_losses + text_losses) / 2, 0.0)
-    size = valid.shape[0]
     return ITCOutput(
         loss_sum=jnp.sum(losses),
         count=jnp.sum(valid, dtype=jnp.float32),
-        image_to_text=image_to_text[:, :size],
-        text_to_image=text_to_image[:, :size],
+        image_to_text=_batch_columns(image_to_text, parts),
+        text_to_image=_batch_columns(text_to_image, parts),
     )

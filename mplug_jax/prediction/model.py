@@ -18,7 +18,7 @@ from mplug_jax.tasks.forward import Forward
 from mplug_jax.tasks.restored import for_use, restore, run_folder
 from mplug_jax.tasks.setup import Setup, prepare
 from mplug_jax.training.checkpoint import CheckpointError, find_checkpoint, saved_config
-from mplug_jax.training.sharding import make_mesh
+from mplug_jax.training.sharding import data_mesh
 
 COMMANDS = ("caption", "vqa", "match", "retrieve", "ground")
 
@@ -102,7 +102,7 @@ def load_model(checkpoint: str, command: str, tokenizer: str = "") -> Model:
         raise CheckpointError(f"The config.json of {folder} cannot be used: {error}.") from error
     _check_learnt(config, command, run_folder(folder))
     setup = prepare(for_use(config, folder, tokenizer), "")
-    mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+    mesh = data_mesh(jax.local_devices()[:1])
     return Model(setup, restore(folder, setup.model_config, mesh).params)
 
 

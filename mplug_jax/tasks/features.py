@@ -25,7 +25,7 @@ from mplug_jax.models.mplug import MPlug, init_params
 from mplug_jax.models.vit import ViT
 from mplug_jax.training.checkpoint import load_params
 from mplug_jax.training.optimizer import policies
-from mplug_jax.training.sharding import make_mesh, place_global_batch, replicated
+from mplug_jax.training.sharding import batch_parts, data_mesh, place_global_batch, replicated
 from mplug_jax.training.state import params_sha256
 
 BATCH_SIZE = 64
@@ -94,7 +94,7 @@ def _write(path: Path, source: Source, count: int, model: MPlug, encoder: Any) -
     One process does it, on the devices it has for itself.
     """
     vision = model.config.vision
-    mesh = make_mesh({"data": -1}, jax.local_devices())
+    mesh = data_mesh(jax.local_devices())
     tokens = 1 + vision.grid[0] * vision.grid[1]
 
     vit = ViT(vision, model.config.compute_dtype)
@@ -110,7 +110,7 @@ def _write(path: Path, source: Source, count: int, model: MPlug, encoder: Any) -
     print(f"encoding {len(source)} pictures once into {path}", flush=True)
     array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
     array[:, 0, 0, 0] = np.nan
-    rows = -(-BATCH_SIZE // mesh.shape["data"]) * mesh.shape["data"]
+    rows = -(-BATCH_SIZE // batch_parts(mesh)) * batch_parts(mesh)
     with tqdm(total=len(source), unit="image") as bar:
         for batch in eval_batches(source, Variants(vision.image_size, count), rows):
             placed = place_global_batch({"image": batch["image"]}, mesh)["image"]

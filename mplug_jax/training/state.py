@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 
 @flax.struct.dataclass
@@ -76,12 +77,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def params_sha256(params: Any) -> str:
-    """Hash over all parameters, by name, independent of sharding."""
+    """Hash over all parameters, by name, independent of sharding; every process must call it."""
     digest = hashlib.sha256()
     for path, value in sorted(
         ((path_name(p), v) for p, v in jax.tree_util.tree_leaves_with_path(params)),
         key=lambda item: item[0],
     ):
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            value = multihost_utils.process_allgather(value, tiled=True)
         array = np.ascontiguousarray(np.asarray(value))
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())

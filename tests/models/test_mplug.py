@@ -258,6 +258,8 @@ def test_initial_values(small, compiled):
     params = nn.meta.unbox(init(quick_key(0), *inputs(small)))["params"]
     flat = flatten_dict(params, sep="/")
     assert flat.pop("temperature") == pytest.approx(0.07)
+    # One pair in three is a match.
+    np.testing.assert_allclose(np.exp(flat.pop("itm_head/bias")), [2 / 3, 1 / 3], rtol=1e-6)
     assert {name.split("/")[0] for name in flat} >= {"visual_encoder", "text_encoder", "bridge"}
     spread = {"visual_encoder": small.vision.width**-0.5}
     for name, value in flat.items():
@@ -330,7 +332,7 @@ def test_official_sizes_have_the_official_numbers_of_parameters(
     assert counts["decoder"] / 1e6 == pytest.approx(137.9, abs=0.06)
 
 
-AXES = {axis for axis, _ in RULES} | {None}
+AXES = {*RULES, None}
 
 
 @pytest.mark.parametrize(

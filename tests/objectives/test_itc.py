@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.objectives.itc import ITCQueue, enqueue, init_queue, itc_loss
+from mplug_jax.training.sharding import batch_sharding, make_mesh, on_mesh
 
 B, Q, E = 6, 10, 5
 IDS = np.array([3, 8, 3, 5, 8, 9], np.int32)
@@ -245,3 +246,38 @@ def test_all_valid_batches_follow_the_official_slices():
     np.testing.assert_array_equal(queue.image, image.T)
     np.testing.assert_array_equal(queue.ids, ids[0])
     assert queue.pointer == pointer
+
+
+@pytest.mark.parametrize(("size", "momentum"), [(16, True), (10, True), (0, True), (0, False)])
+def test_the_contrast_over_several_devices_is_that_of_one(size, momentum):
+    """Rows are split over data and fsdp; a queue of ten is divided by neither."""
+    rng = np.random.default_rng(4)
+    feats = [unit(rng, 8, E) for _ in range(4 if momentum else 2)] + [None] * (0 if momentum else 2)
+    ids, valid = np.array([1, 2, 3, 1, 4, 5, 6, 4], np.int32), np.arange(8) != 6
+    queue = None
+    if size:
+        past = np.arange(size, dtype=np.int32)
+        queue = ITCQueue(unit(rng, size, E), unit(rng, size, E), past, np.int32(size - 3))
+
+    @jax.jit
+    def contrast(image, text, image_m, text_m, queue, ids, valid):
+        def loss(image, text):
+            out = itc_loss(image, text, image_m, text_m, queue, ids, valid, 0.1, 0.4)
+            return out.loss_sum, out
+
+        (_, out), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(image, text)
+        after = None if queue is None else enqueue(queue, image_m, text_m, ids, valid)
+        return out, grads, after
+
+    expected = contrast(*feats, queue, ids, valid)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    rows = batch_sharding(mesh)
+    split = jax.device_put((*feats, ids, valid), rows)
+    if size == 16:
+        queue = queue.replace(**jax.device_put({"image": queue.image, "text": queue.text}, rows))
+    with on_mesh(mesh):
+        program = contrast.lower(*split[:4], queue, *split[4:]).compile()
+    found = program(*split[:4], queue, *split[4:])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    if size:
+        assert f"f32[8,{8 + size}]" not in program.as_text()

@@ -1,29 +1,26 @@
-"""One update: accumulation, the teacher, random draws, kept state, and sharded against whole."""
+"""One update: accumulation, the teacher, random draws and kept state."""
 
 import functools
 import re
-import string
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs.quickstart import get_config
 from mplug_jax.config import ConfigError
 from mplug_jax.tasks.pretrain import Pretrain
-from mplug_jax.training.optimizer import make_optimizer
-from mplug_jax.training.sharding import (
-    batch_sharding,
-    make_mesh,
-    place_local_batch,
-    replicated,
-    state_shardings,
-)
-from mplug_jax.training.state import TrainState, create_state
+from mplug_jax.training.sharding import make_mesh
+from mplug_jax.training.state import TrainState
 from mplug_jax.training.step import first_momentum_params, make_train_step
+from tests.training.small_pretraining import (
+    pretrain_batch,
+    pretrain_start,
+    pretrain_update,
+    small_config,
+    write_vocabulary,
+)
 
 CONFIG = {
     "lr": 1.0,
@@ -238,96 +235,14 @@ def test_extra_passes_through_micro_batches_in_order():
     close(metrics["draw"], rows[:4, 1].mean())
 
 
-def small_config(vocabulary):
-    config = get_config()
-    config.batch_size = 16
-    config.model.scan_unroll = 1
-    config.model.vision.update({"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64})
-    config.model.text.update({"width": 32, "depth": 1, "heads": 2, "mlp_dim": 64})
-    config.model.fusion.update({"depth": 1, "stride": 1})
-    config.model.decoder.depth = 1
-    config.model.embed_dim = 16
-    config.objectives.momentum = 0.9
-    config.objectives.alpha_ramp_steps = 0
-    config.objectives.itm.fraction = 1.0
-    config.objectives.itc.update({"alpha": 0.4, "queue_size": 32})
-    config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
-    # Adam divides by the gradient's own size: the large eps keeps rounding in gradients that are
-    # zero but for it (biases of keys) from turning into full steps.
-    config.optimizer.update({"lr": 1e-2, "warmup_steps": 0, "eps": 1e-3})
-    config.data.tokenizer.update({"kind": "wordpiece", "path": vocabulary, "vocab_size": 0})
-    config.data.train = ({"kind": "scenes", "level": "easy", "split": "train", "cache": False},)
-    return config
-
-
-def pretrain_batch(task, size):
-    rng = np.random.default_rng(0)
-    source = task.sources[0][0]
-    examples = [task.make_example(source[i], rng) for i in range(size)]
-    batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-    batch["image_id"][9] = batch["image_id"][2]  # one picture twice, on different devices
-    return batch | {"valid": np.arange(size) != 5, "bad": np.zeros(size, np.int32)}
-
-
-def pretrain_start(task):
-    """(optimizer, boxed shapes, state at step 0) of a task, on one device."""
-    config = task.config
-    rng = jax.random.key(config.seed)
-    boxed = jax.eval_shape(task.init_params, rng)
-    optimizer = make_optimizer(nn.meta.unbox(boxed), config.optimizer, config.total_steps)
-
-    def init():
-        params = nn.meta.unbox(task.init_params(rng))
-        teacher = first_momentum_params(params, config.optimizer)
-        return create_state(params, optimizer, task.init_extra(rng), config.seed, teacher)
-
-    return optimizer, boxed, jax.jit(init)()
-
-
-def pretrain_update(task, optimizer, boxed, state, mesh, batch, steps=1):
-    """(state, metrics of each step) after compiled steps on a mesh."""
-    shardings = state_shardings(state, boxed, mesh)
-    step = make_train_step(
-        task.loss,
-        optimizer,
-        task.config.optimizer.to_dict(),
-        total_steps=task.config.total_steps,
-        accumulate=1,
-        momentum=task.config.objectives.momentum,
-        momentum_warmup=False,
-    )
-    compiled = jax.jit(
-        step,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        # Optimised less: this compiles for longer than it runs.
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    metrics = []
-    with jax.set_mesh(mesh):
-        state = jax.device_put(state, shardings)
-        for _ in range(steps):
-            state, scalars = compiled(state, place_local_batch(batch, mesh))
-            metrics.append(jax.tree.map(float, scalars))
-    return jax.tree.map(np.asarray, state), metrics
-
-
-@pytest.fixture
-def vocabulary(tmp_path):
-    letters = [prefix + c for c in string.ascii_lowercase for prefix in ("", "##")]
-    path = tmp_path / "vocab.txt"
-    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
-    return str(path)
-
-
 def size(tree):
     """Bytes."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.slow
-def test_a_frozen_image_encoder_is_held_once_and_teaches_as_a_copy_would(tmp_path, vocabulary):
-    config = small_config(vocabulary)
+def test_a_frozen_image_encoder_is_held_once_and_teaches_as_a_copy_would(tmp_path):
+    config = small_config(write_vocabulary(tmp_path))
     config.optimizer.rules += (("^visual_encoder/", {"freeze": True}),)
     config.objectives.itm.weight = config.objectives.prefix.weight = 0.0
     task = Pretrain(config, str(tmp_path))
@@ -338,36 +253,11 @@ def test_a_frozen_image_encoder_is_held_once_and_teaches_as_a_copy_would(tmp_pat
     assert size(lean.momentum_params) == size(lean.params) - size(encoder)
 
     single = make_mesh({"data": 1}, jax.devices()[:1])
-    batch = pretrain_batch(task, 16)
+    batches = [pretrain_batch(task, 16)] * 3
     (lean, losses), (full, full_losses) = (
-        pretrain_update(task, optimizer, boxed, state, single, batch, steps=3)
-        for state in (lean, full)
+        pretrain_update(task, optimizer, boxed, state, single, batches) for state in (lean, full)
     )
     assert size(full) - size(lean) == size(encoder)
     assert len({step["loss"] for step in losses}) == 3
     for ours, theirs in zip(losses, full_losses, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_pretraining_on_eight_devices_equals_one(tmp_path, vocabulary):
-    """Each device holds two pairs of sixteen, and still all are contrasted with all."""
-    task = Pretrain(small_config(vocabulary), str(tmp_path))
-    batch = pretrain_batch(task, 16)
-    start = pretrain_start(task)
-    single = make_mesh({"data": 1}, jax.devices()[:1])
-    one, (one_metrics,) = pretrain_update(task, *start, single, batch)
-    eight, (eight_metrics,) = pretrain_update(task, *start, make_mesh({"data": 8}), batch)
-
-    assert {"loss", "loss_itc", "loss_itm", "loss_mlm", "loss_prefix"} <= one_metrics.keys()
-    assert eight_metrics == pytest.approx(one_metrics, rel=1e-5)
-    for part in ("params", "momentum_params", "extra"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-            getattr(eight, part),
-            getattr(one, part),
-        )
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, start[2].params)
-    assert max(jax.tree.leaves(moved)) > 1e-3  # a hundred times what is allowed to differ
-    assert one.extra.pointer == 15
-    np.testing.assert_array_equal(one.extra.ids[:15], batch["image_id"][batch["valid"]])

@@ -23,7 +23,8 @@ from mplug_jax.generation.greedy import greedy
 from mplug_jax.tasks.forward import Forward
 from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.reports import sample_sheet
-from mplug_jax.training.sharding import place_global_batch, replicated
+from mplug_jax.training.sharding import batch_parts, jit_on, place_global_batch, replicated
+from mplug_jax.training.signals import between_batches
 
 # Pictures of a batch, and pictures of a sheet.
 BATCH_SIZE = 64
@@ -60,8 +61,8 @@ class HeldOut:
         return {"cls_id": t.cls_id, "sep_id": t.sep_id, "pad_id": t.pad_id}
 
     def rows(self, pictures: int = BATCH_SIZE) -> int:
-        """Rows of a batch of about so many pictures or frames: a multiple of the data axis."""
-        parts = self.mesh.shape["data"]
+        """Rows of a batch of about so many pictures or frames, as many for each device."""
+        parts = batch_parts(self.mesh)
         return max(-(-pictures // (self.setup.model_config.frames * parts)), 1) * parts
 
     def forward(self, params: Any) -> Forward:
@@ -70,10 +71,11 @@ class HeldOut:
 
     def compiled(self, function: Callable[..., Any]) -> Any:
         """``function`` compiled, its result on every device."""
-        return jax.jit(function, out_shardings=replicated(self.mesh))
+        return jit_on(self.mesh, function, replicated(self.mesh))
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """A batch split over the devices."""
+        """A batch split over the devices; here a training that is to end leaves off evaluating."""
+        between_batches()
         return place_global_batch(batch, self.mesh)
 
     def each(

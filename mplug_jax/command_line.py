@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import re
 import sys
 import traceback
@@ -15,6 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from mplug_jax import saved_config
 from mplug_jax.config import ConfigError
+from mplug_jax.training.peers import watched
+from mplug_jax.training.processes import connect, membership
+from mplug_jax.training.signals import GRACE, Stopped, end_within
 
 
 def run_main(main: Callable[..., Any]) -> None:
@@ -26,9 +31,11 @@ def run_main(main: Callable[..., Any]) -> None:
     allowed = flags.DEFINE_bool(
         "allow_config_change", False, "Continue the run in --workdir though its config differs."
     )
+    join = _joining()
 
     def start(config: ConfigDict, given: Mapping[str, str]) -> None:
-        main(config, _made(given["workdir"]), allow_config_change=allowed.value)
+        with join():
+            main(config, _made(given["workdir"]), allow_config_change=allowed.value)
 
     _run(
         start,
@@ -48,11 +55,13 @@ def run_evaluation(
 
     Mistakes end as in ``run_main``.
     """
+    join = _joining()
 
     def start(config: ConfigDict, given: Mapping[str, str]) -> None:
         name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         workdir = given["workdir"] or str(default_workdir(given["checkpoint"], name))
-        main(config, given["checkpoint"], _made(workdir))
+        with join():
+            main(config, given["checkpoint"], _made(workdir))
 
     _run(
         start,
@@ -91,6 +100,49 @@ def run_inspection(main: Callable[[ConfigDict, Mapping[str, str]], Any]) -> None
     )
 
 
+def run_replay(main: Callable[[ConfigDict, str, int], Any]) -> None:
+    """Runs ``main(config, workdir, step)`` from the flags of these names.
+
+    Mistakes end as in ``run_main``.
+    """
+
+    def start(config: ConfigDict, given: Mapping[str, str]) -> None:
+        if not given["step"].isdecimal():
+            exit_with(f"--step={given['step']} is no number: give the step that was told.")
+        if not Path(given["workdir"]).is_dir():
+            exit_with(f"--workdir={given['workdir']} is no folder.")
+        main(config, given["workdir"], int(given["step"]))
+
+    _run(
+        start,
+        {"workdir": "Folder of the run; nothing is written.", "step": "The step, from 1."},
+        required="workdir",
+        usage="Give --config=<workdir>/config.json, --workdir=<workdir> and --step=<number>.",
+    )
+
+
+def _joining() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Defines the flags of a run of several processes; what is returned joins and watches them."""
+    address = {
+        "coordinator": "host:port of process 0; or set JAX_COORDINATOR_ADDRESS.",
+        "num_processes": "Processes of the run; or JAX_NUM_PROCESSES.",
+        "process_id": "Which of them this is, from 0; or JAX_PROCESS_ID.",
+    }
+    given = {name: flags.DEFINE_string(name, "", text) for name, text in address.items()}
+    detect = flags.DEFINE_bool("detect_processes", False, "Let JAX find them, as on a TPU pod.")
+    heartbeat = flags.DEFINE_integer(
+        "heartbeat_timeout", 100, "Seconds after which a silent process ends the run.", 10
+    )
+
+    def join() -> contextlib.AbstractContextManager[None]:
+        told = {name: flag.value for name, flag in given.items()}
+        joining = membership(told, os.environ, detect=detect.value)
+        connect(joining, heartbeat_timeout=heartbeat.value)
+        return watched(heartbeat.value)
+
+    return join
+
+
 def _run(
     start: Callable[[ConfigDict, Mapping[str, str]], None],
     texts: Mapping[str, str],
@@ -114,6 +166,10 @@ def _run(
             exit_with(usage)
         try:
             start(config_flag.value, {name: flag.value for name, flag in given.items()})
+        except Stopped as stopped:
+            # Python would wait for threads, and one that hangs in a read does not end.
+            end_within(GRACE, stopped.code)
+            raise
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             end_with_message(error)
 

@@ -77,17 +77,19 @@ def small() -> ConfigDict:
     config.model.vision.update({**DINOV2, "image_size": (112, 112), "attention_dropout": 0.0})
     config.model.fusion.update({"depth": 3, "schedule": "paper", "stride": 2})
     config.model.decoder.depth = 3
-    # At BERT's scale a fresh cross-attention brings a hundredth of what the text stream holds.
-    config.model.text.cross_gain = 2.5
-    config.objectives.mlm.fraction = 0.25
+    # At first the picture shall weigh about as much as the text that it is added to.
+    config.model.text.cross_gain = 1.6
+    # With hard negatives from the start nothing is to be learnt from [CLS], and it fades.
+    config.objectives.itm.hard_ramp_steps = 400
+    config.objectives.mlm.fraction = 0.125
     config.objectives.prefix.fraction = 0.5
-    config.optimizer.update({"lr": 3e-4, "b2": 0.98, "warmup_steps": 40, "warmup_lr": 0.0})
+    config.optimizer.update({"lr": 1e-4, "b2": 0.98, "warmup_steps": 60, "warmup_lr": 0.0})
     config.optimizer.rules += (
         ("^visual_encoder/", {"freeze": True}),
-        ("^text_encoder/", {"lr": 1e-4}),
-        ("^(vision_proj|text_proj|itm_head)/|/cross_attention/", {"lr": 1e-3}),
-        ("^decoder/", {"lr": 6e-4}),
-        ("^temperature$", {"lr": 3e-4}),
+        ("^decoder/", {"lr": 4e-4}),
+        ("/cross_attention/", {"lr": 2e-4}),
+        ("^(vision_proj|text_proj|itm_head)/", {"lr": 1e-3}),
+        ("^temperature$", {"lr": 5e-4}),
     )
     config.data.update({"text_length": 20, "target_length": 20, "cached_variants": 1})
     with config.evals.unlocked():

@@ -57,8 +57,11 @@ def defaults(model: str) -> ConfigDict:
     config.eval_every = 5_000
     config.checkpoint_every = 1_000
     config.max_skipped = 0  # so many steps in a row whose loss is no number end the run; 0: one
+    # A loss so many standard deviations above the last ones is told and counted; 0: none.
+    config.spike_factor = 8.0
     config.init_from = config_dict.placeholder(str)  # a workdir or checkpoint to start from
-    config.mesh = ConfigDict({"data": -1})
+    # devices along each axis, whose product is their number; -1 takes what is left
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.model = ConfigDict(dataclasses.asdict(preset(model)))
     config.objectives = ConfigDict(
         {
@@ -69,7 +72,8 @@ def defaults(model: str) -> ConfigDict:
             "official_sequence_softmax": False,  # their distillation's axis: see distillation.py
             "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
             # fraction: of the batch's pairs, evenly spaced
-            "itm": {"weight": 1.0, "fraction": 1.0},
+            # hard_ramp_steps: over which negatives grow from random ones to hard ones; 0: at once
+            "itm": {"weight": 1.0, "fraction": 1.0, "hard_ramp_steps": 0},
             "mlm": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "rate": 0.15},
             "prefix": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "empty_rate": 0.0},
         }
@@ -95,7 +99,8 @@ def defaults(model: str) -> ConfigDict:
             "grounding": {
                 "bins": 337,
                 "appended": False,  # to the vocabulary; False: BERT's [unused] tokens (official)
-                "official_reduction": False,
+                # False: each picture's own weights, which learn more slowly
+                "official_reduction": True,
             },
         }
     )
@@ -118,6 +123,7 @@ def defaults(model: str) -> ConfigDict:
                 "iterations_per_step": 1,  # official batches of an update
             },
             "rules": (NO_DECAY,),
+            "offload": False,  # keeps the moments in the host's memory between their uses
         }
     )
     config.data = ConfigDict(
@@ -131,6 +137,7 @@ def defaults(model: str) -> ConfigDict:
             "crop_scale": (0.2, 1.0),
             "flip": True,
             "randaugment": True,
+            "decoder": "pillow",  # of training pictures: exact; 'fast' is not quite
             "cached_variants": 0,  # of a frozen encoder's output: 1: as it is, 2: and mirrored
             "workers": 0,  # processes that make batches; 0: threads
             "threads": 2,

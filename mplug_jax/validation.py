@@ -18,6 +18,8 @@ from mplug_jax.config import (
     retrieval_eval,
     vqa_eval,
 )
+from mplug_jax.data.augmented import checked_transforms
+from mplug_jax.data.transforms import DECODERS
 from mplug_jax.generation.beam import PROCEDURES
 from mplug_jax.tasks import TASKS
 from mplug_jax.tasks.evaluators.retrieval import SCORES
@@ -32,7 +34,14 @@ RANGES: dict[str, tuple[float, float]] = {
     **{f"objectives.{name}.weight": (0, math.inf) for name in ("itc", "itm", "mlm", "prefix")},
     **{f"objectives.{name}.alpha": (0, 1) for name in ("itc", "mlm", "prefix")},
     **dict.fromkeys(("objectives.mlm.rate", "objectives.prefix.empty_rate"), (0, 1)),
-    **dict.fromkeys(("objectives.itc.queue_size", "objectives.alpha_ramp_steps"), (0, math.inf)),
+    **dict.fromkeys(
+        (
+            "objectives.itc.queue_size",
+            "objectives.alpha_ramp_steps",
+            "objectives.itm.hard_ramp_steps",
+        ),
+        (0, math.inf),
+    ),
     **{
         f"optimizer.{name}": (0, math.inf)
         for name in ("lr", "weight_decay", "clip_norm", "warmup_steps", "warmup_lr", "min_lr")
@@ -43,7 +52,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.text_length", "data.target_length"), (3, math.inf)),
     **dict.fromkeys(("data.workers", "data.threads"), (0, math.inf)),
     "data.max_bad_fraction": (0, 1),
-    "max_skipped": (0, math.inf),
+    **dict.fromkeys(("max_skipped", "spike_factor"), (0, math.inf)),
     "data.cached_variants": (0, 2),
     **{f"finetune.scst.{name}": (1, math.inf) for name in ("texts", "max_length", "chunks")},
     **dict.fromkeys(("finetune.scst.min_length", "finetune.scst.length_penalty"), (0, math.inf)),
@@ -65,8 +74,9 @@ PRETRAINING = ("pretrain", "retrieval")
 CLASSES = {"nlvr2": (2, 2), "snli_ve": (3, 1)}
 # Evaluators of what one task alone is trained for.
 TASKS_OF = {"grounding": ("grounding",), "classification": tuple(CLASSES)}
-# The values of settings that name something, in config.finetune and in evaluators.
+# The values of settings that name something.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "data.decoder": DECODERS,
     "finetune.caption.memory": MEMORIES,
     "finetune.scst.search": SEARCHES,
     "finetune.scst.procedure": PROCEDURES,
@@ -113,6 +123,7 @@ def validate(config: ConfigDict) -> None:
         len(config.data.train) > 0,
         "config.data.train names no source; see docs/data.md for the kinds.",
     )
+    _validate_transforms(config.data)
     for name, settings in config.evals.items():
         _validate_evaluator(name, settings, config.task, positions)
     best, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
@@ -122,6 +133,22 @@ def validate(config: ConfigDict) -> None:
         f"{', '.join(config.evals) or 'none'}.",
     )
     _choice("config.checkpoint.best_mode", mode, ("min", "max"))
+
+
+def _validate_transforms(data: ConfigDict) -> None:
+    """The checks of what training sources say of their own pictures."""
+    for number, spec in enumerate(data.train):
+        if (given := spec.get("transforms")) is None:
+            continue
+        try:
+            checked_transforms(given)
+        except ValueError as error:
+            raise ConfigError(f"config.data.train[{number}]: {error}") from error
+        _require(
+            not data.cached_variants,
+            f"config.data.train[{number}] has transforms, but with config.data.cached_variants="
+            f"{data.cached_variants} no picture is transformed: leave one of the two out.",
+        )
 
 
 def _validate_objectives(objectives: ConfigDict) -> None:

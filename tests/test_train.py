@@ -281,7 +281,7 @@ def test_init_from_nowhere_is_told(recorder, tmp_path):
 def test_a_batch_that_the_devices_do_not_divide_is_told_before_anything(tmp_path):
     config = shrunk()
     config.batch_size = 12
-    with pytest.raises(MeshError, match=r"batch_size=12 does not divide over 8 devices"):
+    with pytest.raises(MeshError, match=r"batch_size=12 does not divide over the 8 parts"):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

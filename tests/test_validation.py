@@ -143,3 +143,13 @@ def test_evaluators_that_cannot_work_are_refused(task, settings, said):
 )
 def test_evaluators_that_fit_pass(task, settings):
     validate(config_of(task, evals__mine=settings))
+
+
+def test_transforms_of_a_source_are_checked_with_the_config():
+    spec = {**SCENES, "split": "train", "transforms": {"flip": False, "crop_scale": None}}
+    validate(config_of("pretrain", data__train=(SCENES, spec)))
+    wrong = (SCENES, {**SCENES, "transforms": {"flips": False}})
+    with pytest.raises(ConfigError, match=r"train\[1\]: .* no 'flips'; did you mean 'flip'\?"):
+        validate(config_of("pretrain", data__train=wrong))
+    with pytest.raises(ConfigError, match=r"train\[0\] has transforms, but .*cached_variants=2"):
+        validate(config_of("pretrain", data__train=(spec,), data__cached_variants=2))

@@ -123,7 +123,8 @@ class Pretrain:
             extra = enqueue(
                 extra, teacher.image_feats, teacher.text_feats, batch["image_id"], batch["valid"]
             )
-        rows = self._fused_rows(key("itm"), itc, batch)
+        hardness = alpha_ramp(step, 1.0, objectives.itm.hard_ramp_steps)
+        rows = self._fused_rows(key("itm"), itc, batch, hardness)
         outputs = self._fused_outputs(params, encoded, texts, rows, key("dropout/fuse"))
         taught = {"mlm": None, "prefix": None}
         if teacher is not None and (objectives.mlm.alpha or objectives.prefix.alpha):
@@ -226,11 +227,14 @@ class Pretrain:
         count = max(round(objective.fraction * size), 1)
         return slice(None) if count == size else np.arange(count) * size // count
 
-    def _fused_rows(self, rng: Array | None, itc: ITCOutput | None, batch: Any) -> dict[str, Array]:
+    def _fused_rows(
+        self, rng: Array | None, itc: ITCOutput | None, batch: Any, hardness: Array | float = 1.0
+    ) -> dict[str, Array]:
         """Which (picture, text row) pairs go through fusion, in the order itm, mlm, prefix.
 
         ``image`` and ``text`` index the batch's pictures and the stacked text rows; ``itm``,
         ``mlm``, ``prefix`` are the numbers of rows. Without ``itc`` there are no ITM rows.
+        ``hardness``: of ITM's negatives, 0: any pair is as likely, 1: as the similarities say.
         """
         size = len(batch["valid"])
         own, start = jnp.arange(size), size
@@ -239,8 +243,8 @@ class Pretrain:
         if itc is not None and objectives.itm.weight:
             negatives = sample_negatives(
                 rng,
-                jax.lax.stop_gradient(itc.image_to_text),
-                jax.lax.stop_gradient(itc.text_to_image),
+                jax.lax.stop_gradient(hardness * itc.image_to_text),
+                jax.lax.stop_gradient(hardness * itc.text_to_image),
                 batch["image_id"],
                 batch["valid"],
             )

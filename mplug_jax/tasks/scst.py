@@ -32,7 +32,14 @@ from mplug_jax.tasks.caption import examples
 from mplug_jax.tasks.forward import Forward, answer_logits, picture_memory
 from mplug_jax.tasks.kind import Kind, LossParts
 from mplug_jax.tasks.setup import Setup
-from mplug_jax.training.sharding import BATCH, batch_sharding, place_local_batch
+from mplug_jax.training.sharding import (
+    BATCH,
+    batch_parts,
+    batch_sharding,
+    jit_on,
+    place_local_batch,
+)
+from mplug_jax.training.signals import between_batches
 
 Array = jax.Array
 # Values of config.finetune.scst, which mplug_jax.validation checks.
@@ -123,7 +130,7 @@ class Rollout:
         longest = len(self._prompt) + self._settings.max_length - 1
         check_positions(setup.model, longest)
         self._rewards = Rewards(references(setup.sources), setup.tokenizer)
-        self._search = jax.jit(_search(setup), out_shardings=batch_sharding(mesh))
+        self._search = jit_on(mesh, _search(setup), batch_sharding(mesh))
 
     def shapes(self, example: Mapping[str, Any]) -> dict[str, Any]:
         """The example with zeros for text_ids, text_mask ``[K, T]``, [CLS], the prompt and the
@@ -150,6 +157,7 @@ class Rollout:
         with ThreadPoolExecutor(1) as rewarding:
             pending = []
             for start in range(0, chunks * rows, rows):
+                between_batches()
                 chunk = slice(start, start + rows)
                 inputs = {"image": batch["image"][chunk], "row": place[chunk].astype(np.int32)}
                 found = self._search(params, place_local_batch(inputs, self._mesh), np.int32(step))
@@ -181,11 +189,11 @@ def _check(setup: Setup, mesh: Any) -> None:
             f"{name}.texts={settings.texts} teaches nothing with the baseline 'mean', which is "
             "then the text's own reward: take 2 texts or more, or baseline='greedy'."
         )
-    parts = settings.chunks * mesh.shape["data"]
+    parts = settings.chunks * batch_parts(mesh)
     if settings.chunks < 1 or setup.config.batch_size % parts:
         raise ConfigError(
             f"{name}.chunks={settings.chunks} does not cut config.batch_size="
-            f"{setup.config.batch_size} into parts for {mesh.shape['data']} devices: the batch "
+            f"{setup.config.batch_size} into parts for {batch_parts(mesh)} devices: the batch "
             "must be a multiple of chunks times devices."
         )
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -22,10 +21,13 @@ from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from mplug_jax.training.declared import declared_shapes
 from mplug_jax.training.initialise import Plan, grown, plan, resized, square_grid
 from mplug_jax.training.integrity import (
     CheckpointError,
     check_parameters,
+    data_position,
+    newest_whole,
     set_damaged_aside,
     write_checksums,
 )
@@ -125,30 +127,31 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=grain.checkpoint.CheckpointSave(iterator),
+                    data=ocp.args.JsonSave(iterator.get_state()),
                 ),
                 metrics=best,
             )
         except OSError as error:
             self._failure = error
 
+    def complete(self, step: int, state: TrainState, iterator: Any) -> bool:
+        """Waits until ``step`` is on disk, saved without metrics if need be; whether it was.
+
+        Raises CheckpointError if it could not be saved.
+        """
+        self._tell(self._finish())
+        if self.latest_step() == step:
+            return False
+        self.save(step, state, iterator, {})
+        self.wait()
+        return True
+
     def restore(self, step: int, abstract_state: Any, iterator: Any) -> TrainState:
-        """Restores the state in the given shardings and moves ``iterator`` to its position."""
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state),
-                    data=grain.checkpoint.CheckpointRestore(iterator),
-                ),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"The checkpoint of step {step} in {self._manager.directory} does not fit this "
-                f"config ({_first_line(error)}). Use the config it was made with, or another "
-                "--workdir and --config.init_from to start from its parameters."
-            ) from error
-        return restored["state"]
+        """Restores the state in the given shardings and moves ``iterator`` to its position.
+
+        Both may come from another mesh and another number of processes.
+        """
+        return _restored(self._manager, step, abstract_state, iterator)
 
     def wait(self) -> None:
         """Blocks until the save under way is on disk.
@@ -200,6 +203,41 @@ class Checkpointer:
         """Orbax calls this on process 0 when all is written, just before it names the folder."""
         for partial in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             write_checksums(partial)
+
+
+class WholeCheckpoints:
+    """The whole checkpoints of a workdir up to a step, to be read: nothing in it is changed."""
+
+    def __init__(self, workdir: str | Path, most: int):
+        self.folder = (Path(workdir) / "checkpoints").absolute()
+        self._most = most
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, or None. Verifies, at about a second a gigabyte."""
+        return newest_whole(self.folder, self._most)
+
+    def restore(self, step: int, abstract_state: Any, iterator: Any) -> TrainState:
+        """As ``Checkpointer.restore``."""
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(self.folder, options=options) as manager:
+            return _restored(manager, step, abstract_state, iterator)
+
+
+def _restored(
+    manager: ocp.CheckpointManager, step: int, abstract_state: Any, iterator: Any
+) -> TrainState:
+    try:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The checkpoint of step {step} in {manager.directory} does not fit this config "
+            f"({_first_line(error)}). Use the config it was made with, or another --workdir and "
+            "--config.init_from to start from its parameters."
+        ) from error
+    iterator.set_state(data_position(Path(manager.directory) / str(step) / "data"))
+    return restored["state"]
 
 
 def _reason(error: Exception) -> str:
@@ -258,7 +296,7 @@ def load_params(
     """
     folder = find_checkpoint(path)
     check_parameters(folder)
-    wanted = {path_name(p): x for p, x in _leaves(params)}
+    wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     saved = {n: s for n, s in _saved_shapes(folder).items() if n.split("/")[0] == part or not part}
     todo = plan(saved, {name: tuple(x.shape) for name, x in wanted.items()}, optional)
     if todo.problems:
@@ -320,10 +358,9 @@ def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         with ocp.StandardCheckpointer() as reader:
             metadata = reader.metadata(folder / "state").item_metadata.tree["params"]
     except (FileNotFoundError, KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds no readable parameters ({_first_line(error)})."
-        ) from error
-    return {path_name(p): tuple(m.shape) for p, m in _leaves(metadata)}
+        message = f"{folder} holds no readable parameters ({_first_line(error)})."
+        raise CheckpointError(message) from error
+    return declared_shapes(folder, metadata)
 
 
 def _restore(folder: Path, leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -351,10 +388,6 @@ def _saved_grid(folder: Path, shape: tuple[int, ...]) -> tuple[int, int]:
         i // p for i, p in zip(vision["image_size"], vision["patch_size"], strict=True)
     )
     return rows, columns
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def saved_config(path: str | Path) -> dict[str, Any] | None:

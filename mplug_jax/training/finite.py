@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,13 +21,21 @@ class FiniteCheck:
     Args:
       max_skipped: so many steps in a row that are no number end the run; at 0 the first one does.
         The compiled step leaves the state as it was exactly when this is above 0.
+      workdir: of the run, for the command that replays a batch.
+      see: gets (step, values of the metrics, ids) of each step that is finite.
 
     Attributes:
       skipped: steps left out since the run started or continued.
     """
 
-    def __init__(self, max_skipped: int):
+    def __init__(
+        self,
+        max_skipped: int,
+        workdir: str,
+        see: Callable[[int, Mapping[str, float], Sequence[Any]], None],
+    ):
         self.max_skipped, self.skipped = max_skipped, 0
+        self._workdir, self._see = workdir, see
         self._in_a_row = 0
         self._pending: tuple[int, Mapping[str, jax.Array], Sequence[Any]] | None = None
 
@@ -50,6 +60,7 @@ class FiniteCheck:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self._in_a_row = 0
+            self._see(step, values, ids)
             return
         self.skipped += 1
         self._in_a_row += 1
@@ -60,6 +71,14 @@ class FiniteCheck:
         raise NonFiniteError(
             f"step {step}: {broken}.{skips} Nothing was saved after it; the last checkpoint is "
             "intact. Lower config.optimizer.lr, lengthen warmup_steps, or clip more tightly with "
-            "clip_norm (and continue with --allow_config_change). The image_id of the batch's "
-            f"records: {', '.join(map(str, ids))}."
+            "clip_norm (and continue with --allow_config_change). What is wrong in which record: "
+            f"{replay_command(self._workdir, step)}\nThe image_id of the batch's records: "
+            f"{', '.join(map(str, ids))}."
         )
+
+
+def replay_command(workdir: str, step: int) -> str:
+    """The command that shows the batch of a step again (``mplug_jax/replay.py``)."""
+    folder = shlex.quote(workdir)
+    config = shlex.quote(str(Path(workdir) / "config.json"))
+    return f"python -m mplug_jax.replay --config={config} --workdir={folder} --step={step}"

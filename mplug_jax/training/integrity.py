@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,6 +66,12 @@ def damages(folder: Path, part: str = "") -> list[str]:
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: _damage(folder / name, *listed[name]), names)
         return [f"{name} {what}" for name, what in zip(names, found, strict=True) if what]
+
+
+def newest_whole(root: Path, most: int) -> int | None:
+    """The step of the newest whole checkpoint up to step ``most``, or None; changes nothing."""
+    steps = sorted((int(p.name) for p in root.glob("*") if p.name.isdigit()), reverse=True)
+    return next((s for s in steps if s <= most and not damages(root / str(s))), None)
 
 
 def set_damaged_aside(root: Path) -> None:
@@ -153,3 +160,16 @@ def _damage(path: Path, size: int, digest: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_position(folder: Path) -> dict[str, Any]:
+    """The data iterator's state, which is the same for all processes.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    # The first checkpoints have a file of each process.
+    for path in (folder / "metadata", *sorted(folder.glob("process_*-of-*.json"))):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise CheckpointError(f"{folder} lacks the position in the data; the checkpoint is not whole.")

@@ -6,21 +6,24 @@ JSON has no NaN and no infinity, so a value that is not finite is the string "na
 """
 
 import json
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mplug_jax.training.tensorboard import Events
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
-_TENSORBOARD_FLUSH_SECONDS = 30
 
 
 class MetricsWriter:
@@ -35,40 +38,71 @@ class MetricsWriter:
     cut: the continued run writes them again. A line of `resume_step` itself stays, as what the
     step before the checkpoint logged is not computed again, until a line with one of its keys
     replaces it, as the evaluation before the checkpoint is.
+
+    A line that cannot be written, on a full disk above all, ends no run: the first is told, and
+    how many there were when the writer is closed.
+
+    Attributes:
+      lost: lines that could not be written.
     """
 
     def __init__(self, workdir: str | Path, resume_step: int = 0, *, enabled: bool = True):
         self._enabled = enabled
         self._resume_step = resume_step
+        self.lost, self._told = 0, False
         if not enabled:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / METRICS_FILE
         self._keep(lambda line: resume_step > 0 and line["step"] <= resume_step)
-        self._tensorboard = SummaryWriter(
-            logdir=str(workdir / "tensorboard"),
-            purge_step=resume_step + 1 if resume_step else 0,
-            flush_secs=_TENSORBOARD_FLUSH_SECONDS,
-        )
+        purge_step = resume_step + 1 if resume_step else 0
+        self._tensorboard = Events(workdir / "tensorboard", purge_step)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Record Python, NumPy or JAX scalars of `step`; the line is on disk on return."""
+        """Record Python, NumPy or JAX scalars of `step`; the line is on disk or lost on return."""
         if not self._enabled:
             return
         values = {key: _number(value) for key, value in scalars.items()}
-        if self._resume_step and step == self._resume_step:
-            self._keep(lambda line: line["step"] != step or values.keys().isdisjoint(line))
         line = {"step": int(step)} | {key: _json_value(value) for key, value in values.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-        for key, value in values.items():
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(key, value, step)
+        with self._losing(1):
+            if self._resume_step and step == self._resume_step:
+                self._keep(lambda old: old["step"] != step or values.keys().isdisjoint(old))
+            _append(self._path, json.dumps(line, allow_nan=False) + "\n")
+        with self._losing(0):
+            finite = {key: value for key, value in values.items() if math.isfinite(value)}
+            self._tensorboard.write(step, finite)
+
+    def recorded(self, step: int, evaluators: Iterable[str]) -> bool:
+        """Whether there is a line of `step` with metrics of all these evaluators."""
+        if not self._enabled:
+            return True
+        lines = [line for line in _json_lines(self._path) if line["step"] == step]
+        names = {key.partition("/")[0] for line in lines for key in line}
+        return names.issuperset(evaluators)
 
     def close(self) -> None:
-        if self._enabled:
+        if not self._enabled:
+            return
+        with self._losing(0):
             self._tensorboard.close()
+        if self.lost:
+            logger.error("%d lines of %s could not be written.", self.lost, self._path)
+
+    @contextmanager
+    def _losing(self, lines: int) -> Iterator[None]:
+        """What cannot be written inside is lost, and is told the first time."""
+        try:
+            yield
+        except OSError as error:
+            self.lost += lines
+            if not self._told:
+                logger.error(
+                    "Metrics cannot be written into %s (%s). The run goes on without them; free "
+                    "some space.",
+                    *(self._path.parent, error.strerror or error),
+                )
+            self._told = True
 
     def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Rewrite the file with the lines that are wanted, atomically."""
@@ -288,6 +322,20 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             ) from error
         parsed.append(line)
     return parsed
+
+
+def _append(path: Path, line: str) -> None:
+    """Adds a line, or raises OSError and leaves the file as it was."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        data = line.encode()
+        try:
+            # A disk that is nearly full takes a part.
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -88,29 +88,25 @@ def keep_frozen(old: Any, new: Any, patterns: Sequence[str]) -> Any:
     return tree
 
 
-def make_train_step(
+class Gradients(NamedTuple):
+    """What one batch says before the optimizer uses it; ``state`` has the moved teacher."""
+
+    state: TrainState
+    grads: Any
+    extra: Any
+    metrics: Metrics
+
+
+def make_gradients(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
     optimizer_config: Mapping[str, Any],
     *,
-    total_steps: int,
     accumulate: int,
     momentum: float,
     momentum_warmup: bool,
     teacher_frozen: Sequence[str] = (),
-    skip_non_finite: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Builds the function that the loop compiles.
-
-    With ``accumulate > 1`` the batch is cut into that many micro-batches whose gradients are
-    averaged; contrastive terms then see one micro-batch (and the queue) at a time.
-    ``momentum`` is the teacher's EMA decay; with ``momentum_warmup`` it starts near 0.
-    ``teacher_frozen``: patterns of parameters that the teacher keeps as they were at the start.
-    ``skip_non_finite``: where loss or gradient are no number, all of the state stays but ``step``.
-
-    Raises:
-      ConfigError: when it is traced, for a pattern that cannot be used.
-    """
+) -> Callable[[TrainState, Any], Gradients]:
+    """The first half of ``make_train_step``, whose arguments it takes."""
 
     def value_and_grad(state: TrainState, extra: Any, batch: Any, rng: jax.Array) -> Any:
         def objective(params: Any) -> Any:
@@ -138,8 +134,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         return grads, extra, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        before = state
+    def gradients(state: TrainState, batch: Any) -> Gradients:
         if state.momentum_params is not None:
             decay = momentum
             if momentum_warmup:
@@ -152,6 +147,52 @@ def make_train_step(
         else:
             grads, extra, metrics = accumulated(state, batch, rng)
         metrics["grad_norm"] = optax.global_norm(grads)
+        return Gradients(state, grads, extra, metrics)
+
+    return gradients
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    optimizer_config: Mapping[str, Any],
+    *,
+    total_steps: int,
+    accumulate: int,
+    momentum: float,
+    momentum_warmup: bool,
+    teacher_frozen: Sequence[str] = (),
+    skip_non_finite: bool = False,
+    offload: bool = False,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Builds the function that the loop compiles.
+
+    With ``accumulate > 1`` the batch is cut into that many micro-batches whose gradients are
+    averaged; contrastive terms then see one micro-batch (and the queue) at a time.
+    ``momentum`` is the teacher's EMA decay; with ``momentum_warmup`` it starts near 0.
+    ``teacher_frozen``: patterns of parameters that the teacher keeps as they were at the start.
+    ``offload``: the optimizer's moments come from the host's memory; the output's sharding brings
+    them back.
+    ``skip_non_finite``: where loss or gradient are no number, all of the state stays but ``step``.
+
+    Raises:
+      ConfigError: when it is traced, for a pattern that cannot be used.
+    """
+    gradients = make_gradients(
+        loss,
+        optimizer_config,
+        accumulate=accumulate,
+        momentum=momentum,
+        momentum_warmup=momentum_warmup,
+        teacher_frozen=teacher_frozen,
+    )
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if offload:
+            moments = jax.device_put(state.opt_state, jax.memory.Space.Device)
+            state = state.replace(opt_state=moments)
+        before = state
+        state, grads, extra, metrics = gradients(state, batch)
         metrics |= learning_rates(optimizer_config, total_steps, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -33,6 +33,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 FREE = (
     "total_steps",
     "log_every",
+    "spike_factor",
     "eval_every",
     "checkpoint_every",
     "evals",
@@ -40,6 +41,7 @@ FREE = (
     "data.workers",
     "data.threads",
     "mesh",
+    "optimizer.offload",
 )
 _ABSENT = "(absent)"
 

@@ -85,6 +85,25 @@ def test_itm_rows_and_mask(plain, batch):
     np.testing.assert_array_equal(rows["text"][3 * SIZE :], np.concatenate([own + 8, own + 16]))
 
 
+def test_negatives_grow_from_random_ones_to_the_most_similar(plain, batch):
+    """Similarities so peaked that hard negatives are all of one column: of random ones few are."""
+    sims = jnp.zeros((SIZE, SIZE)).at[:, 1].set(50.0)
+    itc = ITCOutput(jnp.zeros(()), jnp.zeros(()), sims, sims)
+    valid = np.flatnonzero(batch["valid"] & (batch["image_id"] != batch["image_id"][1]))
+
+    def most_similar(hardness: float) -> float:
+        draws = [
+            np.asarray(plain._fused_rows(jax.random.key(i), itc, batch, hardness)["text"])[
+                2 * SIZE + valid
+            ]
+            for i in range(20)
+        ]
+        return float(np.mean(np.stack(draws) == 1))
+
+    assert most_similar(1.0) == 1.0
+    assert most_similar(0.0) < 0.5
+
+
 @pytest.mark.parametrize(
     ("fraction", "kept"), [(0.5, [0, 2, 4, 6]), (0.375, [0, 2, 5]), (0.01, [0]), (1.0, range(8))]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -12,19 +13,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.training.checkpoint import (
     CheckpointError,
+    WholeCheckpoints,
     find_checkpoint,
     load_params,
     read_params,
     save_params,
     saved_config,
 )
+from mplug_jax.training.integrity import damages
+from mplug_jax.training.sharding import make_mesh, state_shardings
+from tests.training.small_pretraining import pretrain_start, small_config, write_vocabulary
 from tests.training.small_states import (
     BEST,
     SETTINGS,
     abstract,
     assert_same_bits,
+    content,
     iterator,
     kept,
     make_state,
@@ -81,6 +88,47 @@ def test_restores_in_the_shardings_asked_for(run):
         restored = checkpointer.restore(3, wanted, iterator())
     assert_same_bits(restored, state)
     assert all(leaf.sharding == split for leaf in jax.tree.leaves(restored))
+
+
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        [{"data": 8}, {"data": 4}, {"data": 2}, {"data": 1}, {"data": 2, "fsdp": 4}],
+        [{"fsdp": 8}, {"tensor": 2}, {"fsdp": 4, "tensor": 2}],
+    ],
+    ids=["fewer_devices", "other_axes"],
+)
+def test_what_one_mesh_has_saved_another_restores(tmp_path, meshes):
+    """State and place in the data, bit by bit, from mesh to mesh."""
+    task = Pretrain(small_config(write_vocabulary(tmp_path)), str(tmp_path))
+    _, boxed, state = pretrain_start(task)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.ndim else x,
+        state.replace(step=jnp.int32(5)),
+    )
+
+    def placed(shape):
+        mesh = make_mesh(shape, jax.devices()[: math.prod(shape.values())])
+        return state_shardings(state, boxed, mesh)
+
+    moving, data = jax.device_put(state, placed(meshes[0])), iterator()
+    data.set_state({**data.get_state(), "next_batch": 5})
+    for step, shape in enumerate(meshes[1:], start=5):
+        with opened(tmp_path, SETTINGS) as checkpointer:
+            checkpointer.save(step, moving, data, {})
+        shardings = placed(shape)
+        wanted = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        )
+        data = iterator()
+        with opened(tmp_path, SETTINGS) as checkpointer:
+            moving = checkpointer.restore(step, wanted, data)
+        assert_same_bits(moving, state)
+        assert jax.tree.map(lambda x: x.sharding, moving) == shardings
+        moments = jax.tree.leaves(moving.opt_state)
+        assert any(not x.is_fully_replicated for x in moments) == (set(shape) != {"data"})
+        assert data.get_state()["next_batch"] == 5
 
 
 def test_no_checkpoint_has_no_latest_step(tmp_path):
@@ -256,3 +304,35 @@ def test_no_checkpoint_there(tmp_path, name):
 def test_a_checkpoint_without_a_config(tmp_path):
     (tmp_path / "checkpoints" / "1" / "state").mkdir(parents=True)
     assert saved_config(tmp_path) is None
+
+
+def test_a_checkpoint_of_a_run_that_is_to_end_is_the_newest_and_leaves_the_best(tmp_path, caplog):
+    settings = BEST | {"keep_last": 1}
+    with opened(tmp_path, settings) as checkpointer:
+        for step, value in ((1, 5.0), (2, 3.0)):
+            metrics = {"retrieval/r_mean": value}
+            checkpointer.save(step, make_state(params(), step), iterator(), metrics)
+        assert checkpointer.complete(3, make_state(params(), 3), iterator())
+        # Complete when it comes back, not only begun; and not saved twice.
+        assert damages(tmp_path / "checkpoints" / "3") == []
+        assert not checkpointer.complete(3, make_state(params(), 3), iterator())
+    assert kept(tmp_path) == {1, 3}
+    with opened(tmp_path, settings) as checkpointer:
+        checkpointer.save(4, make_state(params(), 4), iterator(), {})
+    assert kept(tmp_path) == {1, 4}
+    assert caplog.records == []
+
+
+def test_whole_checkpoints_up_to_a_step_are_read_and_nothing_is_changed(tmp_path):
+    for step in (1, 2, 4):
+        write(tmp_path, params(), step)
+    root = tmp_path / "checkpoints"
+    (root / "2" / "state" / "_METADATA").write_text("")
+    (root / "5.orbax-checkpoint-tmp").mkdir()
+    before = content(tmp_path)
+    # The settings keep two.
+    assert [WholeCheckpoints(tmp_path, most).latest_step() for most in (4, 3, 1)] == [4, None, None]
+    restored = WholeCheckpoints(tmp_path, 4).restore(4, abstract(make_state(params())), iterator())
+    assert_same_bits(restored, make_state(params(), 4))
+    assert content(tmp_path) == before
+    assert (root / "5.orbax-checkpoint-tmp").exists()

@@ -28,6 +28,14 @@ BAD_LOSS = GOOD | {"loss": np.float32(np.nan), "loss_itm": np.float32(np.nan)}
 BAD_GRADIENT = GOOD | {"grad_norm": np.float32(np.inf)}
 
 
+SEEN: list[tuple[int, float]] = []
+
+
+def finite_check(max_skipped: int) -> FiniteCheck:
+    SEEN.clear()
+    return FiniteCheck(max_skipped, "my run", lambda step, v, ids: SEEN.append((step, v["loss"])))
+
+
 def follow(check: FiniteCheck, *steps: dict[str, np.float32]) -> None:
     for number, metrics in enumerate(steps, start=1):
         check.follow(number, metrics, np.array([number, 10 * number]))
@@ -40,13 +48,16 @@ def follow(check: FiniteCheck, *steps: dict[str, np.float32]) -> None:
 @pytest.mark.parametrize("limit", [0, 1])
 def test_the_first_ends_the_run_unless_more_are_allowed(metrics, term, limit):
     with pytest.raises(NonFiniteError) as error:
-        follow(FiniteCheck(limit), GOOD, metrics)
+        follow(finite_check(limit), GOOD, metrics)
     assert str(error.value).startswith(f"step 2: {term}. ")
+    command = "python -m mplug_jax.replay --config='my run/config.json' --workdir='my run' --step=2"
+    assert f" {command}\n" in str(error.value)
     assert str(error.value).endswith("records: 2, 20.")
+    assert SEEN == [(1, 1.0)]
 
 
 def test_a_step_is_looked_at_when_the_next_has_started_or_sooner_if_asked():
-    check = FiniteCheck(0)
+    check = finite_check(0)
     check.follow(1, GOOD, [1])
     check.follow(2, BAD_LOSS, [2])
     with pytest.raises(NonFiniteError, match="step 2"):
@@ -55,7 +66,7 @@ def test_a_step_is_looked_at_when_the_next_has_started_or_sooner_if_asked():
 
 
 def test_only_so_many_in_a_row_end_the_run():
-    check = FiniteCheck(3)
+    check = finite_check(3)
     follow(check, BAD_LOSS, BAD_GRADIENT, GOOD, BAD_LOSS, BAD_LOSS, GOOD)
     assert check.skipped == 4
     with pytest.raises(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from mplug_jax.training import metrics
-from mplug_jax.training.metrics import MetricsWriter, Progress, Throughput
+from mplug_jax.training import metrics, tensorboard
+from mplug_jax.training.metrics import MetricsWriter, Progress, Throughput, read_metrics
+from tests.training.test_failed_saves import files_limited_to
 
 
 def steps(workdir):
@@ -261,3 +262,32 @@ def test_format_flops(flops, text):
 )
 def test_format_duration(seconds, text):
     assert metrics.format_duration(seconds) == text
+
+
+def test_lines_that_a_full_disk_does_not_take_are_counted_and_no_line_is_torn(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(tensorboard, "FLUSH_SECONDS", 0.0)
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"train/loss": 1.0})
+    # As on a full disk, where a part of a line may still fit.
+    with files_limited_to((tmp_path / "metrics.jsonl").stat().st_size + 5):
+        writer.write(2, {"train/loss": 2.0})
+        writer.write(3, {"train/loss": 3.0})
+    assert writer.lost == 2
+    writer.write(4, {"train/loss": 4.0})
+    writer.close()
+    assert read_metrics(tmp_path) == [{"step": s, "train/loss": float(s)} for s in (1, 4)]
+    assert [step for _, step, _ in tensorboard_points(tmp_path)] == [1, 4]
+    first, last = (record.getMessage() for record in caplog.records)
+    assert f"Metrics cannot be written into {tmp_path} (File too large)" in first
+    assert last == f"2 lines of {tmp_path / 'metrics.jsonl'} could not be written."
+
+
+def test_what_was_recorded_of_a_step(tmp_path):
+    write_run(tmp_path, [(3, {"train/loss": 1.0}), (4, {"vqa/accuracy": 1.0}), (4, {"cap/c": 1.0})])
+    writer = MetricsWriter(tmp_path, resume_step=4)
+    assert writer.recorded(4, ["vqa", "cap"])
+    assert not writer.recorded(4, ["vqa", "cap", "retrieval"])
+    assert not writer.recorded(3, ["vqa"])
+    writer.close()

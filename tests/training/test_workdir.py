@@ -79,6 +79,7 @@ def test_a_changed_config_is_refused_key_by_key(run):
 def test_what_may_change_freely_is_told_all_the_same(run):
     config = settings()
     config.update({"total_steps": 9, "log_every": 1, "eval_every": 1, "checkpoint_every": 1})
+    config.spike_factor = 0.0
     config.data.update({"workers": 3, "threads": 1})
     config.checkpoint.keep_last = 7
     config.mesh.data = 2

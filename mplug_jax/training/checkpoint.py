@@ -36,14 +36,14 @@ from mplug_jax.training.state import TrainState, path_name
 logger = logging.getLogger(__name__)
 
 
-def _shortened(record: logging.LogRecord) -> bool:
-    """Takes the tracebacks out of what Orbax logs of a failed save: we tell it, or raise it."""
+def _ours(record: logging.LogRecord) -> bool:
+    """Drops Orbax's traceback of a failed save, which we tell, and a warning of no consequence."""
     if "/orbax/" in record.pathname:
         record.exc_info = None
-    return True
+    return "Metadata file does not exist" not in str(record.msg)
 
 
-absl_logging.get_absl_logger().addFilter(_shortened)
+absl_logging.get_absl_logger().addFilter(_ours)
 
 
 class Checkpointer:

@@ -129,14 +129,41 @@ def _pids(workdir: Path) -> dict[int, int]:
     return found
 
 
+def _first_checkpoint(launcher: Any, workdir: Path, step: int) -> None:
+    limit = time.monotonic() + 300
+    while not (workdir / f"checkpoints/{step}").exists():
+        assert launcher.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def test_a_signal_to_one_of_two_ends_both_at_the_same_saved_step(tmp_path):
+    flags = ("--config.total_steps=5000", "--config.checkpoint_every=20")
+    launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, RESTARTS="1")
+    try:
+        _first_checkpoint(launcher, tmp_path, 20)
+        os.kill(_pids(tmp_path)[1], signal.SIGTERM)
+        out, _ = launcher.communicate(timeout=120)
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    # Asked to end, so the launcher does not start them again.
+    assert launcher.returncode == 143, out
+    assert out.count("ended with status 143") == 2 and "restart" not in out
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*"))
+    assert saved >= 20 and f"step {saved}" in out
+    run(2, 1, "train", f"--workdir={tmp_path}", f"--config.total_steps={saved + 2}")
+    assert [json.loads(line)["step"] for line in (tmp_path / "environment.jsonl").open()] == [
+        0,
+        saved,
+    ]
+    assert set(losses(tmp_path)) == set(range(1, saved + 3))
+
+
 def test_a_lost_process_is_named_and_the_launcher_starts_all_again(tmp_path):
     flags = ("--config.total_steps=80", "--config.checkpoint_every=20", "--heartbeat_timeout=10")
     launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, RESTARTS="1")
     try:
-        limit = time.monotonic() + 300
-        while not (tmp_path / "checkpoints/20").exists():
-            assert launcher.poll() is None and time.monotonic() < limit
-            time.sleep(0.1)
+        _first_checkpoint(launcher, tmp_path, 20)
         victim = _pids(tmp_path)[1]
         os.kill(victim, signal.SIGKILL)
         out, _ = launcher.communicate(timeout=400)

@@ -117,7 +117,7 @@ def test_workers_of_a_script_that_imports_jax_do_without(tmp_path):
         [sys.executable, script],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu", "PATH": ""},
     )
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_the_data_package_needs_no_jax():
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
     )
     assert done.returncode == 0, done.stderr
@@ -197,11 +197,11 @@ def test_workers_end_with_the_training_process_and_by_no_signal_to_the_group(tmp
     # Workers that live on keep the pipe open: what they are is not waited for through it.
     told = tmp_path / "told"
     with told.open("w") as stdout:
-        result = subprocess.run([sys.executable, str(script)], stdout=stdout, timeout=120)
+        result = subprocess.run([sys.executable, str(script)], stdout=stdout, timeout=300)
     assert result.returncode == -signal.SIGKILL
     workers = [int(pid) for pid in told.read_text().split()]
     assert workers
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(map(_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(_lives, workers))

@@ -26,6 +26,8 @@ from tests.test_resume import ROOT, command, digest, trained
 
 EVALUATED = 4  # the step of an evaluation before the last
 CHECKPOINT = 3
+# A job in the background ignores SIGINT from its start.
+BEFORE = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def get_config() -> ConfigDict:
@@ -113,7 +115,7 @@ def wait_until(happened: Any, seconds: float = 300) -> None:
         ("steps", 0.5, signal.SIGTERM, (1, 2, 3, 4)),
         ("compilation", 600, signal.SIGTERM, ()),
         ("evaluation", 0.5, signal.SIGTERM, (EVALUATED,)),
-        ("saving", 2, signal.SIGTERM, (3, 4, 5)),
+        ("saving", 2, signal.SIGTERM, (3, 4, 5, 6, 7, 8)),
         ("data", 600, signal.SIGINT, (4,)),
     ],
 )
@@ -179,8 +181,7 @@ def test_what_is_asked_is_done_at_the_next_boundary_and_handlers_go_back(stop, c
     assert "SIGTERM: the run ended at step 7: the checkpoint is saved." in capfd.readouterr().err
     stop.__exit__()
     between_batches()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert {number: signal.getsignal(number) for number in BEFORE} == BEFORE
 
 
 def test_waiting_gives_back_what_the_call_gives_or_is_given_up(stop, capfd):

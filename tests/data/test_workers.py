@@ -197,7 +197,12 @@ def test_workers_end_with_the_training_process_and_by_no_signal_to_the_group(tmp
     # Workers that live on keep the pipe open: what they are is not waited for through it.
     told = tmp_path / "told"
     with told.open("w") as stdout:
-        result = subprocess.run([sys.executable, str(script)], stdout=stdout, timeout=300)
+        result = subprocess.run(
+            [sys.executable, script],
+            stdout=stdout,
+            timeout=300,
+            env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
+        )
     assert result.returncode == -signal.SIGKILL
     workers = [int(pid) for pid in told.read_text().split()]
     assert workers

@@ -83,6 +83,7 @@ def test_what_may_change_freely_is_told_all_the_same(run):
     config.data.update({"workers": 3, "threads": 1})
     config.checkpoint.keep_last = 7
     config.mesh.data = 2
+    config.optimizer.offload = True
     with config.evals.unlocked():
         config.evals.new = retrieval_eval(SCENES, limit=3, rerank=2)
     changed = check_config(config, run, allow_change=False)

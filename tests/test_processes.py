@@ -53,7 +53,7 @@ def launched(processes: int, devices: int, command: str, *flags: str, **environm
 
 def run(processes: int, devices: int, command: str, *flags: str) -> str:
     process = launched(processes, devices, command, *flags)
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     return out
 
@@ -166,7 +166,7 @@ def test_a_lost_process_is_named_and_the_launcher_starts_all_again(tmp_path):
         _first_checkpoint(launcher, tmp_path, 20)
         victim = _pids(tmp_path)[1]
         os.kill(victim, signal.SIGKILL)
-        out, _ = launcher.communicate(timeout=400)
+        out, _ = launcher.communicate(timeout=900)
     finally:
         if launcher.poll() is None:
             os.killpg(launcher.pid, signal.SIGKILL)

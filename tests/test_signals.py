@@ -115,7 +115,6 @@ def wait_until(happened: Any, seconds: float = 300) -> None:
         ("steps", 0.5, signal.SIGTERM, (1, 2, 3, 4)),
         ("compilation", 600, signal.SIGTERM, ()),
         ("evaluation", 0.5, signal.SIGTERM, (EVALUATED,)),
-        ("saving", 2, signal.SIGTERM, (3, 4, 5, 6, 7, 8)),
         ("data", 600, signal.SIGINT, (4,)),
     ],
 )

@@ -96,7 +96,11 @@ def _text_bars(block: Bars) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 1] + "…"
+    """Cut in the middle: of a long path the end, a file and its line, is what one looks for."""
+    if len(text) <= CELL_WIDTH:
+        return text
+    head = CELL_WIDTH // 2
+    return text[:head] + "…" + text[head + 1 - CELL_WIDTH :]
 
 
 def _is_number(cell: str) -> bool:

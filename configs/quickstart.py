@@ -30,7 +30,6 @@ def pretrain() -> ConfigDict:
     config.checkpoint_every = 800
     config.model.text.vocab_size = 0
     config.model.scan_unroll = 3
-    config.model.fusion.update({"depth": 2, "stride": 1})
     with config.objectives.unlocked():
         config.objectives.momentum = 0.0
         config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})

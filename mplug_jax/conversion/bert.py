@@ -73,6 +73,8 @@ def fill_text_towers(filling: Filling, tensors: Tensors) -> Report:
             f"config.model.text.norm={config.text.norm!r}: BERT normalises after each sub-layer; "
             "set it to 'post'."
         )
+    if config.text.qk_norm:
+        raise ConversionError("config.model.text.qk_norm=True: BERT has none; set it to False.")
     report = Report(
         notes=[
             f"text: BERT of {layers} layers, names start with {prefix!r}; text encoder: its first "

@@ -27,8 +27,10 @@ SETTINGS = {
     "vision.pre_norm": True,
     "vision.patch_bias": False,
     "vision.layer_scale": 0.0,
+    "vision.qk_norm": False,
     "vision.ln_eps": 1e-5,
     "text.norm": "post",
+    "text.qk_norm": False,
     "text.ln_eps": 1e-12,
     "fusion.schedule": "official",
 }

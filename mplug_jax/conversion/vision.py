@@ -113,6 +113,10 @@ def fill_image_encoder(filling: Filling, tensors: Tensors) -> Report:
             f"config.model.vision.stem={config.vision.stem!r}: a {family.title} file has a patch "
             "convolution; set it to 'patch'."
         )
+    if config.vision.qk_norm:
+        raise ConversionError(
+            f"config.model.vision.qk_norm=True: a {family.title} has none; set it to False."
+        )
     report = Report(
         notes=[
             f"image encoder: {family.title}, names start with {prefix!r}; "

@@ -48,6 +48,12 @@ def layer_norm(eps: float, name: str | None = None) -> nn.LayerNorm:
     )
 
 
+def rms_norm() -> nn.RMSNorm:
+    """RMSNorm over a head's channels, computed in float32 whatever the compute type."""
+    scale = nn.with_logical_partitioning(nn.initializers.ones_init(), ("kv",))
+    return nn.RMSNorm(dtype=jnp.float32, scale_init=scale)
+
+
 class Dropout(nn.Module):
     """Dropout that acts only while a ``dropout`` random stream is given."""
 
@@ -63,7 +69,9 @@ class Attention(nn.Module):
 
     Shapes: queries ``[N, T, D]``, key side ``[B, S, D]`` with N a multiple of B: the N/B
     consecutive queries rows of one key row (beams of an image, say) share its keys and values.
-    ``gain`` scales the initial values and outputs.
+    ``gain`` scales the initial values and outputs. ``qk_norm`` brings each head's queries and keys
+    to a root mean square that is learnt (Dehghani et al. 2023, "Scaling vision transformers to 22
+    billion parameters", section 2.1).
     """
 
     width: int
@@ -72,6 +80,7 @@ class Attention(nn.Module):
     init_std: float = 0.02
     dtype: Any = jnp.float32
     gain: float = 1.0
+    qk_norm: bool = False
 
     def setup(self) -> None:
         def projection(std: float) -> nn.DenseGeneral:
@@ -92,6 +101,8 @@ class Attention(nn.Module):
             bias_init=zeros_init("embed"),
         )
         self.attention_dropout = Dropout(self.dropout)
+        if self.qk_norm:
+            self.query_norm, self.key_norm = rms_norm(), rms_norm()
 
     def keys_values(self, x: Array) -> KeysValues:
         """Keys and values ``[B, heads, S, head_dim]`` of ``x [B, S, D]``."""
@@ -99,6 +110,8 @@ class Attention(nn.Module):
             constrain(project(x), "batch", None, "heads", None)
             for project in (self.key, self.value)
         )
+        if self.qk_norm:
+            keys = self.key_norm(keys).astype(self.dtype)
         return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
     def attend(self, x: Array, keys_values: KeysValues, mask: Array | None) -> Array:
@@ -112,6 +125,8 @@ class Attention(nn.Module):
         """
         keys, values = keys_values
         queries = constrain(self.query(x), "batch", None, "heads", None)
+        if self.qk_norm:
+            queries = self.query_norm(queries).astype(self.dtype)
         n, t, heads, head_dim = queries.shape
         b = keys.shape[0]
         # Rows that share keys become more query positions of the same row: nothing is tiled.

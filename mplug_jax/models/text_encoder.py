@@ -28,6 +28,7 @@ def attention(config: TextConfig, dtype: Any, name: str | None, cross: bool = Fa
         config.init_std,
         dtype,
         config.cross_gain if cross else 1.0,
+        config.qk_norm,
         name=name,
     )
 

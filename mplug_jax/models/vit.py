@@ -70,7 +70,13 @@ class ViTBlock(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, None]:
         c = self.config
         attention = Attention(
-            c.width, c.heads, c.attention_dropout, c.width**-0.5, self.dtype, name="attention"
+            c.width,
+            c.heads,
+            c.attention_dropout,
+            c.width**-0.5,
+            self.dtype,
+            qk_norm=c.qk_norm,
+            name="attention",
         )
         mlp = MLP(c.width, c.mlp_dim, c.activation, c.width**-0.5, self.dtype, name="mlp")
         y = layer_norm(c.ln_eps, "ln_1")(x).astype(self.dtype)

@@ -157,6 +157,7 @@ def test_a_tied_copy_of_the_embeddings_must_be_one(tensors):
     ("change", "message"),
     [
         ({"norm": "pre"}, "set it to 'post'"),
+        ({"qk_norm": True}, "set it to False"),
         ({"width": 32}, "text.width: 16 in the file, 32 in the config"),
         ({"vocab_size": 30}, "text.vocab_size: 29 in the file, 30 in the config"),
     ],

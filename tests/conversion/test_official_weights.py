@@ -307,6 +307,7 @@ def test_gradients_come_out_once_each(small):
             preset("base").replace(vision={"activation": "gelu"}),
             "vision.activation='gelu'",
         ),
+        (preset("base").replace(text={"qk_norm": True}), "text.qk_norm=True"),
         (preset("base").replace(vision={"layer_scale": 1.0}), "vision.layer_scale=1.0"),
     ],
 )

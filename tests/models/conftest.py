@@ -97,6 +97,10 @@ def layer_norm(p, x, eps):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
 
 
+def rms_norm(p, x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"]
+
+
 def gelu(x):
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
@@ -118,6 +122,8 @@ def attention(p, x, memory, mask=None):
                 source @ p[name]["kernel"][:, h] + p[name]["bias"][h]
                 for name, source in (("query", x[b]), ("key", memory[b]), ("value", memory[b]))
             )
+            if "query_norm" in p:
+                q, k = rms_norm(p["query_norm"], q), rms_norm(p["key_norm"], k)
             scores = q @ k.T / math.sqrt(q.shape[-1])
             if mask is not None:
                 scores = np.where(np.broadcast_to(mask[b], scores.shape), scores, -np.inf)

@@ -31,8 +31,9 @@ def filled(module, *args, seed=1):
     )
 
 
-def test_attention_is_the_textbook_one(reference):
-    module = Attention(width=12, heads=3)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_is_the_textbook_one(reference, qk_norm):
+    module = Attention(width=12, heads=3, qk_norm=qk_norm)
     x, memory = draws(2, 5, 12), draws(2, 7, 12, seed=2)
     mask = np.random.default_rng(3).random((2, 1, 5, 7)) < 0.6
     mask[..., 0] = True

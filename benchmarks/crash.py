@@ -1,6 +1,6 @@
 """Does a run that is killed again and again, at any moment, end with the bits of one that is not?
 
-    python benchmarks/crash.py [--kills=50] [--seed=0] [--keep=folder]
+    python benchmarks/crash.py [--kills=50] [--seed=0] [--wait] [--keep=folder]
 
 Trains a tiny model with dropout, teacher and queue on drawn scenes, by the real command, and kills
 the process (SIGKILL): every second time while a checkpoint is being written, else at a random
@@ -8,9 +8,9 @@ moment of its start or of its training. Whenever a run gets to its end, its para
 with those of an uninterrupted one, and a new run begins. Fails if
 
 - a run does not continue from the newest checkpoint that was complete when it was killed;
-- it repeats more than `checkpoint_every` steps, or, where it was killed while a checkpoint was
-  being written, which training does not wait for until the next one is due, more than twice as
-  many;
+- it repeats more than `checkpoint_every` steps. Without `--wait` (`config.checkpoint.wait`)
+  training waits for a save only when the next one is due: a run that is killed while a checkpoint
+  is being written may then repeat twice as many;
 - it ends by itself with an error, or with other parameters.
 
 The table says how many kills fell into which phase, and how many steps were trained in vain.
@@ -75,10 +75,11 @@ class Kill:
 
 
 class Run:
-    """A workdir, in which the command is started again and again."""
+    """A workdir, in which the command is started again and again; ``wait``: for every save."""
 
-    def __init__(self, folder: Path, cache: Path):
+    def __init__(self, folder: Path, cache: Path, wait: bool):
         self.folder = folder
+        self._wait = wait
         self.log = folder.with_suffix(".log")
         self._environment = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -91,6 +92,7 @@ class Run:
     def start(self) -> subprocess.Popen[bytes]:
         """The command, as a person would give it."""
         command = ["-m", "mplug_jax.train", f"--config={__file__}", f"--workdir={self.folder}"]
+        command.append(f"--config.checkpoint.wait={self._wait}")
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *command],
@@ -103,6 +105,10 @@ class Run:
     def newest(self) -> int:
         """Step of the newest complete checkpoint; 0 for none."""
         return max((int(name) for name in self._checkpoints() if name.isdigit()), default=0)
+
+    def most_lost(self, saving: bool) -> int:
+        """Steps that a kill may cost at most, while a checkpoint is being written or else."""
+        return EVERY if self._wait or not saving else 2 * EVERY
 
     def saving(self) -> bool:
         """Whether a checkpoint is half-written."""
@@ -175,10 +181,9 @@ def kill_once(
     phase = "saving" if half_written and begun else "training" if begun else "starting"
     if phase == "starting":
         lost = 0  # what it lost was counted when it was killed
-    most = 2 * EVERY if phase == "saving" else EVERY
     if newest < expected:
         failures.append(f"{run.folder.name}: step {expected} was saved, now the newest is {newest}")
-    if lost > most:
+    if lost > run.most_lost(phase == "saving"):
         failures.append(f"{run.folder.name}: {lost} steps lost while {phase}")
     return Kill(phase, lost)
 
@@ -193,20 +198,19 @@ def finished(run: Run) -> tuple[float, float]:
     return training - began, time.monotonic() - training
 
 
-def benchmark(folder: Path, kills: int, seed: int) -> int:
+def benchmark(folder: Path, kills: int, seed: int, wait: bool) -> int:
     """Prints the table; the number of failures."""
     cache, draw = folder / "compiled", random.Random(seed)
-    reference = Run(folder / "uncut", cache)
+    reference = Run(folder / "uncut", cache, wait)
     finished(reference)
-    runs = [Run(folder / "run0", cache)]
-    takes = finished(Run(folder / "timed", cache))
+    runs = [Run(folder / "run0", cache, wait)]
+    takes = finished(Run(folder / "timed", cache, wait))
     print(
         "a run starts in {:.1f} s, programs compiled, and trains for {:.1f} s".format(*takes),
         flush=True,
     )
     done: list[Kill] = []
     failures: list[str] = []
-    ended = 0
     began = time.monotonic()
     while len(done) < kills and len(failures) < 10:
         run = runs[-1]
@@ -216,23 +220,26 @@ def benchmark(folder: Path, kills: int, seed: int) -> int:
             done.append(kill)
             print(f"{len(done)}: {kill.phase}, {kill.lost} steps lost", file=sys.stderr, flush=True)
             continue
-        ended += 1
         _compare(run, reference, failures)
-        runs.append(Run(folder / f"run{len(runs)}", cache))
+        runs.append(Run(folder / f"run{len(runs)}", cache, wait))
     finished(runs[-1])
     _compare(runs[-1], reference, failures)
-    minutes = (time.monotonic() - began) / 60
+    _report(done, failures, f"{len(runs)} runs", wait, (time.monotonic() - began) / 60)
+    return len(failures)
+
+
+def _report(done: list[Kill], failures: list[str], runs: str, wait: bool, minutes: float) -> None:
     print(f"{'phase':<10}{'kills':>7}{'steps lost: mean':>18}{'max':>5}")
     for phase in (*PHASES, "all"):
         lost = [kill.lost for kill in done if phase in (kill.phase, "all")]
         if lost:
             print(f"{phase:<10}{len(lost):>7}{statistics.mean(lost):>18.1f}{max(lost):>5}")
     print(
-        f"{len(done)} kills in {ended + 1} runs of {STEPS} steps, a checkpoint every {EVERY}, "
-        f"{minutes:.1f} minutes; {len(failures)} failures"
+        f"{len(done)} kills in {runs} of {STEPS} steps, a checkpoint every {EVERY}, "
+        f"{'waited for' if wait else 'not waited for'}, {minutes:.1f} minutes; "
+        f"{len(failures)} failures"
     )
     print("".join(f"FAILED {failure}\n" for failure in failures), end="")
-    return len(failures)
 
 
 def _compare(run: Run, reference: Run, failures: list[str]) -> None:
@@ -247,12 +254,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--wait", action="store_true", help="wait for every save")
     parser.add_argument("--keep", type=Path, help="folder for the runs, to look at them later")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        sys.exit(1 if benchmark(folder.absolute(), given.kills, given.seed) else 0)
+        sys.exit(1 if benchmark(folder.absolute(), given.kills, given.seed, given.wait) else 0)
 
 
 if __name__ == "__main__":

@@ -133,12 +133,18 @@ def _joining() -> Callable[[], contextlib.AbstractContextManager[None]]:
     heartbeat = flags.DEFINE_integer(
         "heartbeat_timeout", 100, "Seconds after which a silent process ends the run.", 10
     )
+    hang = flags.DEFINE_integer(
+        "hang_timeout",
+        1800,
+        "Seconds without progress of any process after which the one behind ends the run; 0: none.",
+        0,
+    )
 
     def join() -> contextlib.AbstractContextManager[None]:
         told = {name: flag.value for name, flag in given.items()}
         joining = membership(told, os.environ, detect=detect.value)
         connect(joining, heartbeat_timeout=heartbeat.value)
-        return watched(heartbeat.value)
+        return watched(heartbeat.value, hang.value)
 
     return join
 
@@ -204,7 +210,7 @@ def config_name(given: str) -> str:
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     """absl's parser, with mistakes told in one message."""
     try:
-        rest = flags.FLAGS(_reading_saved(argv))[1:]
+        rest = flags.FLAGS(reading_saved(argv))[1:]
         if (config := flags.FLAGS["config"].value) is not None:
             config.lock()  # of a file that was not found, raises only when used
     except Exception as error:  # a config file may raise anything
@@ -214,7 +220,7 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     return argv[:1]
 
 
-def _reading_saved(argv: Sequence[str]) -> list[str]:
+def reading_saved(argv: Sequence[str]) -> list[str]:
     """The arguments with each config.json in the form of a Python config file that reads it."""
     names, reader = ("--config", "-config"), f"{saved_config.__file__}:"
     read = []

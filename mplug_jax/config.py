@@ -73,7 +73,9 @@ def defaults(model: str) -> ConfigDict:
             "itc": {"weight": 1.0, "alpha": 0.4, "queue_size": 65536},
             # fraction: of the batch's pairs, evenly spaced
             # hard_ramp_steps: over which negatives grow from random ones to hard ones; 0: at once
-            "itm": {"weight": 1.0, "fraction": 1.0, "hard_ramp_steps": 0},
+            # pool: so many rows that follow each other draw negatives from each other; 0: all of
+            # the micro-batch; official: the rows of one device
+            "itm": {"weight": 1.0, "fraction": 1.0, "hard_ramp_steps": 0, "pool": 0},
             "mlm": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "rate": 0.15},
             "prefix": {"weight": 1.0, "fraction": 1.0, "alpha": 0.4, "empty_rate": 0.0},
         }
@@ -146,6 +148,7 @@ def defaults(model: str) -> ConfigDict:
     )
     config.evals = ConfigDict()
     config.checkpoint = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
+    config.checkpoint.wait = False  # True: no step begins before a save is complete on disk
     return config.lock()
 
 

@@ -31,6 +31,7 @@ from mplug_jax.training.finite import FiniteCheck
 from mplug_jax.training.flops import matmul_flops
 from mplug_jax.training.metrics import MetricsWriter, Progress, Throughput, write_results
 from mplug_jax.training.optimizer import make_optimizer
+from mplug_jax.training.peers import reached
 from mplug_jax.training.reports import plot_losses
 from mplug_jax.training.sharding import (
     abstract_batch,
@@ -115,8 +116,11 @@ def train(
             example = iterator.first_example()
             example = example if rollout is None else rollout.shapes(example)
             compiling = background.submit(_compile, config, task, mesh, program, example)
+            reached("the making or restoring of the state")
             state, start = first_state(config, task, program, checkpointer, iterator)
+            reached("the compilation of the step")
             step_fn, flops = compiling.result()
+        reached("the first step")
         if first:
             record_start(config, workdir, start, changed)
         spikes = SpikeCheck(config.spike_factor)
@@ -132,14 +136,19 @@ def train(
             stop=stop,
         )
         state, results = _loop(run, state, start)
+    _report(folder, config.total_steps, state, results)
+    return results
 
+
+def _report(folder: Path, steps: int, state: TrainState, results: Mapping[str, float]) -> None:
+    """Writes results.json and the plots."""
+    reached("the gathering of the parameters")
     # All processes gather the parameters of which each may hold a part.
     digest = params_sha256(state.params)
-    if first:
-        write_results(workdir, config.total_steps, digest, results)
-        plot_losses(workdir)
+    if jax.process_index() == 0:
+        write_results(folder, steps, digest, results)
+        plot_losses(folder)
         print(f"results in {folder}: results.json, plots/, samples/", flush=True)
-    return results
 
 
 def _open(stack: contextlib.ExitStack, thing: Any) -> Any:
@@ -161,8 +170,10 @@ def _loop(run: Run, state: TrainState, start: int) -> tuple[TrainState, dict[str
         try:
             run.stop.check()
             if last or _due(step, config.eval_every, start) or (owed and step == start):
+                reached(f"the evaluation at step {step}")
                 results = evaluated = _evaluate(run, step, state, last)
             if (last and step > start) or _due(step, config.checkpoint_every, start):
+                reached(f"the checkpoint of step {step}")
                 with run.throughput.excluded():
                     run.finite.settle()
                     run.checkpointer.save(step, state, run.iterator, evaluated)
@@ -170,12 +181,14 @@ def _loop(run: Run, state: TrainState, start: int) -> tuple[TrainState, dict[str
                 # No later save could make up for this one: that it failed ends the run.
                 run.checkpointer.wait()
                 break
+            reached(f"the batch of step {step + 1}")
             batch = run.stop.wait_for(functools.partial(next, run.iterator))
             budget.update(batch)
             if run.rollout is not None:
                 batch = run.rollout(state.params, batch, step)
         except Abandoned:
             _end(run, step, state, position)
+        reached(f"step {step + 1}")
         ids = batch["image_id"]
         state, metrics = run.step_fn(state, place_local_batch(batch, run.mesh))
         # The step before this one has finished by now, so looking at it stalls nothing.

@@ -39,6 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
             "objectives.itc.queue_size",
             "objectives.alpha_ramp_steps",
             "objectives.itm.hard_ramp_steps",
+            "objectives.itm.pool",
         ),
         (0, math.inf),
     ),
@@ -109,6 +110,7 @@ def validate(config: ConfigDict) -> None:
     )
     if config.task in PRETRAINING:
         _validate_objectives(config.objectives)
+        _validate_pool(config)
     else:
         _validate_finetuning(config)
     _validate_model(config)
@@ -174,6 +176,17 @@ def _validate_objectives(objectives: ConfigDict) -> None:
     _require(
         not weights["itm"] or weights["itc"],
         "config.objectives.itm draws its negatives from the ITC similarities: give itc a weight.",
+    )
+
+
+def _validate_pool(config: ConfigDict) -> None:
+    """The rows that ITM draws negatives from fill a micro-batch, and are more than one."""
+    pool, rows = config.objectives.itm.pool, config.batch_size // config.accumulate
+    _require(
+        not pool or (pool > 1 and rows % min(pool, rows) == 0),
+        f"config.objectives.itm.pool={pool} must be 2 or more and divide the {rows} rows of a "
+        f"micro-batch (config.batch_size={config.batch_size}, config.accumulate="
+        f"{config.accumulate}), or be 0 for all of them.",
     )
 
 

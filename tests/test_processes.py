@@ -36,12 +36,19 @@ def get_config() -> ConfigDict:
     return config
 
 
-def launched(processes: int, devices: int, command: str, *flags: str, **environment: str) -> Any:
+def launched(
+    processes: int,
+    devices: int,
+    command: str,
+    *flags: str,
+    config: str | Path = __file__,
+    **environment: str,
+) -> Any:
     """The started launcher, whose output is read once it ends."""
     env = os.environ | {"DEVICES": str(devices), "PYTHON": sys.executable} | environment
     env["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(
-        [str(ROOT / "launch/local.sh"), str(processes), command, f"--config={__file__}", *flags],
+        [str(ROOT / "launch/local.sh"), str(processes), command, f"--config={config}", *flags],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -178,3 +185,48 @@ def test_a_lost_process_is_named_and_the_launcher_starts_all_again(tmp_path):
     starts = [json.loads(line)["step"] for line in (tmp_path / "environment.jsonl").open()]
     assert starts[0] == 0 and starts[1] >= 20
     assert set(losses(tmp_path)) == set(range(1, 81))
+
+
+# Process 1 hangs at its third batch, as in a read of a dead file system. Before, compilation may take its time; from then on both know after 10 seconds.
+HANGING = """
+import os, pathlib, sys, time
+sys.path.insert(0, {root!r})
+from mplug_jax.data.pipeline import TrainIterator
+from mplug_jax.training.peers import Standstill
+from tests.test_processes import get_config
+
+batch, behind, drawn = TrainIterator.__next__, Standstill.behind, []
+
+def hanging(self):
+    drawn.append(None)
+    if len(drawn) == 3 and os.environ["JAX_PROCESS_ID"] == "1":
+        pathlib.Path({hung!r}).write_text(str(os.getpid()))
+        time.sleep(3600)
+    return batch(self)
+
+def soon(self, places, now):
+    if len(drawn) >= 3:
+        self._timeout = 10
+    return behind(self, places, now)
+
+TrainIterator.__next__, Standstill.behind = hanging, soon
+"""
+
+
+def test_a_process_that_hangs_is_named(tmp_path):
+    hung, config = tmp_path / "hung", tmp_path / "config.py"
+    config.write_text(HANGING.format(root=str(ROOT), hung=str(hung)))
+    flags = (f"--workdir={tmp_path / 'run'}", "--hang_timeout=600")
+    launcher = launched(2, 1, "train", *flags, config=config)
+    try:
+        out, _ = launcher.communicate(timeout=900)
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+    assert launcher.returncode == LOST, out
+    assert f"pid {hung.read_text()}) has not got beyond the batch of step 3 for " in out
+    assert out.count("error: process 1 (host") == 2 and "error: process 0" not in out
+    # What it hung in is told.
+    assert "in hanging" in out
+    for number in (0, 1):
+        assert f"launch/local.sh: process {number} ended with status {LOST}" in out

@@ -75,6 +75,22 @@ def test_weights_of_objectives_are_the_concern_of_pre_training_alone():
 
 
 @pytest.mark.parametrize(
+    ("pool", "accumulate", "rows"), [(3, 1, 16), (1, 1, 16), (6, 2, 8), (10, 1, 16)]
+)
+def test_a_pool_of_negatives_that_does_not_fit_is_told(pool, accumulate, rows):
+    settings = {"batch_size": 16, "accumulate": accumulate, "objectives__itm__pool": pool}
+    said = rf"itm\.pool={pool} must be 2 or more and divide the {rows} rows of a micro-batch"
+    with pytest.raises(ConfigError, match=said):
+        validate(config_of("pretrain", **settings))
+    validate(config_of("caption", **settings))
+
+
+@pytest.mark.parametrize("pool", [0, 2, 8, 16, 128])
+def test_a_pool_of_negatives_that_fits(pool):
+    validate(config_of("pretrain", batch_size=16, objectives__itm__pool=pool))
+
+
+@pytest.mark.parametrize(
     ("task", "settings", "said"),
     [
         ("nlvr2", {"model__classes": 3}, "task 'nlvr2': set classes=2, classified=2"),

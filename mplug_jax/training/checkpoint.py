@@ -27,6 +27,7 @@ from mplug_jax.training.integrity import (
     CheckpointError,
     check_parameters,
     data_position,
+    find_checkpoint,
     newest_whole,
     set_damaged_aside,
     write_checksums,
@@ -76,7 +77,7 @@ class Checkpointer:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._metric = metric
+        self._metric, self._waits = metric, config["wait"]
         self.folder = (Path(workdir) / "checkpoints").absolute()
         self._saving = 0
         self._failure: Exception | None = None
@@ -103,6 +104,8 @@ class Checkpointer:
         self, step: int, state: TrainState, iterator: Any, metrics: Mapping[str, float]
     ) -> None:
         """Starts saving; returns once the arrays are copied off the device.
+
+        With ``config.checkpoint.wait`` it returns once the checkpoint is complete on disk.
 
         A save that fails, on a full disk above all, does not end the training: it is logged as an
         error when the next one starts, and all earlier checkpoints stay. ``wait`` raises it.
@@ -133,6 +136,11 @@ class Checkpointer:
             )
         except OSError as error:
             self._failure = error
+        if self._waits:
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # kept, so that the next call tells or raises it
+                self._failure = error
 
     def complete(self, step: int, state: TrainState, iterator: Any) -> bool:
         """Waits until ``step`` is on disk, saved without metrics if need be; whether it was.
@@ -247,28 +255,6 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception, most: int = 300) -> str:
     return str(error).strip().splitlines()[0][:most] if str(error).strip() else repr(error)
-
-
-def find_checkpoint(path: str | Path, given_as: str = "config.init_from") -> Path:
-    """The ``.../checkpoints/<step>`` folder meant by a workdir, its checkpoints, or one of them.
-
-    Args:
-      given_as: the setting or argument that the user gave the path as, for the message.
-
-    Raises:
-      CheckpointError: nothing there.
-    """
-    path = Path(path).absolute()
-    for root in (path / "checkpoints", path):
-        steps = [int(p.name) for p in root.glob("*") if p.name.isdigit()] if root.is_dir() else []
-        if steps:
-            return root / str(max(steps))
-    if (path / "state").is_dir():
-        return path
-    raise CheckpointError(
-        f"{given_as}={path}: no checkpoint there. Give a workdir of a run, its checkpoints folder, "
-        "or one step's folder."
-    )
 
 
 def load_params(

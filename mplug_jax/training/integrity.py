@@ -29,6 +29,28 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or not saved, or does not fit the model."""
 
 
+def find_checkpoint(path: str | Path, given_as: str = "config.init_from") -> Path:
+    """The ``.../checkpoints/<step>`` folder meant by a workdir, its checkpoints, or one of them.
+
+    Args:
+      given_as: the setting or argument that the user gave the path as, for the message.
+
+    Raises:
+      CheckpointError: nothing there.
+    """
+    path = Path(path).absolute()
+    for root in (path / "checkpoints", path):
+        steps = [int(p.name) for p in root.glob("*") if p.name.isdigit()] if root.is_dir() else []
+        if steps:
+            return root / str(max(steps))
+    if (path / "state").is_dir():
+        return path
+    raise CheckpointError(
+        f"{given_as}={path}: no checkpoint there. Give a workdir of a run, its checkpoints folder, "
+        "or one step's folder."
+    )
+
+
 def write_checksums(folder: Path) -> None:
     """Writes ``folder/checksums.json``: size in bytes and SHA-256 of every file below it.
 

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mplug_jax.training.peers import reached
+
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds that threads have to end once all is saved; one that hangs in a read does not.
@@ -196,6 +198,7 @@ def between_batches() -> None:
     Raises:
       Abandoned: the training that it belongs to, if any, is to end.
     """
+    reached("the next batch of an evaluation or a rollout")
     if Stop._current is not None:
         Stop._current.check()
 

@@ -17,8 +17,8 @@ from mplug_jax.objectives.itc import init_queue
 from mplug_jax.training.checkpoint import Checkpointer
 from mplug_jax.training.state import TrainState, create_state
 
-SETTINGS = {"keep_last": 2, "best_metric": "", "best_mode": "max"}
-BEST = {"keep_last": 2, "best_metric": "retrieval/r_mean", "best_mode": "max"}
+SETTINGS = {"keep_last": 2, "best_metric": "", "best_mode": "max", "wait": False}
+BEST = SETTINGS | {"best_metric": "retrieval/r_mean"}
 # Values that a conversion on the way to disk would change.
 AWKWARD = np.array([np.nan, -0.0, np.inf, 1e-42, 1 + 2**-23], np.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import threading
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mplug_jax.tasks.pretrain import Pretrain
+from mplug_jax.training import checkpoint as checkpoint_lib
 from mplug_jax.training.checkpoint import (
     CheckpointError,
     WholeCheckpoints,
@@ -156,6 +158,27 @@ def test_keeps_the_newest_and_the_best(tmp_path, changes, expected):
             checkpointer.wait()
             assert step in kept(tmp_path)  # the newest is never deleted, however bad
     assert kept(tmp_path) == expected
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_save_that_is_waited_for_is_complete_when_it_returns(tmp_path, monkeypatch, wait):
+    done, write = threading.Event(), checkpoint_lib.write_checksums
+
+    def slow_disk(folder):
+        # Released by a timer if the save is waited for, else by the test itself.
+        assert done.wait(timeout=60)
+        write(folder)
+
+    monkeypatch.setattr(checkpoint_lib, "write_checksums", slow_disk)
+    with opened(tmp_path, SETTINGS | {"wait": wait}) as checkpointer:
+        if wait:
+            threading.Timer(0.5, done.set).start()
+        checkpointer.save(4, make_state(params()), iterator(), {})
+        assert done.is_set() == wait
+        assert kept(tmp_path) == ({4} if wait else set())
+        assert (tmp_path / "checkpoints/4/checksums.json").exists() == wait
+        done.set()
+    assert kept(tmp_path) == {4}
 
 
 def test_what_is_kept_is_remembered_by_a_resumed_run(tmp_path):

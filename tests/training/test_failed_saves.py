@@ -79,14 +79,15 @@ def test_a_save_that_cannot_be_written_leaves_training_and_checkpoints_alone(tmp
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
+@pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize("where", ["background", "at once"])
-def test_a_full_disk_is_told_by_its_own_message(tmp_path, monkeypatch, caplog, where):
+def test_a_full_disk_is_told_by_its_own_message(tmp_path, monkeypatch, caplog, where, wait):
     full = OSError(errno.ENOSPC, "No space left on device")
 
     def fail(*_: Any, **__: Any) -> None:
         raise full
 
-    with opened(tmp_path, SETTINGS) as checkpointer:
+    with opened(tmp_path, SETTINGS | {"wait": wait}) as checkpointer:
         if where == "background":
             monkeypatch.setattr(checkpoint_lib, "write_checksums", fail)
         else:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from typing import Any
 
-from mplug_jax.training.peers import Silence, _watch
+import pytest
+
+from mplug_jax.training import peers
+from mplug_jax.training.peers import Place, Silence, Standstill, _watch, reached
 
 
 def test_a_process_is_lost_once_its_beats_stay_the_same_for_too_long():
@@ -22,24 +27,99 @@ def test_a_process_that_has_come_to_its_end_is_not_lost():
     assert silence.lost({"a": "2"}, now=50.0) == {}
 
 
-class _Store:
-    """A dictionary for the coordinator's store, in which process 1 never beats again."""
+BATCH, STEP, NEXT = Place(7, "the batch"), Place(8, "the step"), Place(9, "the next batch")
 
-    def __init__(self):
-        self.values = {"mplug/beat/1": "7 process 1 (host there, pid 12)", "mplug/beat/2": "done"}
+
+def test_the_process_that_has_come_least_far_is_behind_once_none_gets_on():
+    standstill = Standstill(timeout=10.0)
+    assert standstill.behind({"a": STEP, "b": BATCH, "c": BATCH}, now=100.0) == {}
+    assert standstill.behind({"a": NEXT, "b": BATCH, "c": STEP}, now=109.0) == {}
+    assert standstill.behind({"a": NEXT, "b": BATCH, "c": STEP}, now=119.0) == {}
+    assert standstill.behind({"a": NEXT, "b": BATCH, "c": STEP}, now=120.0) == {"b": 11.0}
+
+
+def test_a_process_is_not_behind_while_any_gets_on():
+    """A long evaluation or save of one process keeps the others waiting, but only for so long."""
+    standstill = Standstill(timeout=10.0)
+    for now in range(0, 100, 9):
+        assert standstill.behind({"a": Place(now, "a batch"), "b": BATCH}, float(now)) == {}
+
+
+def test_all_are_behind_if_all_hang_at_the_same_place():
+    standstill = Standstill(timeout=10.0)
+    assert standstill.behind({"a": STEP, "b": STEP}, now=0.0) == {}
+    assert standstill.behind({"a": STEP, "b": STEP}, now=11.0) == {"a": 11.0, "b": 11.0}
+
+
+def test_a_process_that_came_to_its_end_leaves_time_to_the_others():
+    standstill = Standstill(timeout=10.0)
+    assert standstill.behind({"a": STEP, "b": BATCH}, now=0.0) == {}
+    assert standstill.behind({"b": BATCH}, now=11.0) == {}
+    assert standstill.behind({"b": BATCH}, now=22.0) == {"b": 11.0}
+    assert standstill.behind({}, now=99.0) == {}
+
+
+def test_without_a_timeout_none_is_ever_behind():
+    standstill = Standstill(timeout=0.0)
+    assert standstill.behind({"a": STEP, "b": BATCH}, now=0.0) == {}
+    assert standstill.behind({"a": STEP, "b": BATCH}, now=1e9) == {}
+
+
+class _Store:
+    """A dictionary for the coordinator's store, in which process 1 beats or never does again."""
+
+    def __init__(self, beats: bool):
+        self._beats, self._count = beats, 0
+        self.values = {"mplug/beat/1": "", "mplug/beat/2": "done"}
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
         assert allow_overwrite or key not in self.values
         self.values[key] = value
 
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        self._count += self._beats
+        beat = ["process 1 (host there, pid 12)", 1, "the batch of step 3", self._count]
+        self.values["mplug/beat/1"] = json.dumps(beat)
         return [(name, value) for name, value in self.values.items() if name.startswith(key)]
 
 
-def test_the_watch_names_the_silent_process_and_not_those_that_are_done():
-    store, told = _Store(), []
-    _watch(store, 0, 0.3, threading.Event(), told.append)
+def _told(store: _Store, me: int, hang_timeout: float) -> tuple[str, bool]:
+    told: list[Any] = []
+
+    def end(*what: Any) -> None:
+        told.append(what)
+
+    _watch(store, me, 0.3, Standstill(hang_timeout), threading.Event(), end)
     (message,) = told
+    return message
+
+
+def test_the_watch_names_the_silent_process_and_not_those_that_are_done():
+    store = _Store(beats=False)
+    message, hangs = _told(store, 0, hang_timeout=60.0)
     assert message.startswith("process 1 (host there, pid 12) has been silent for")
     assert "process 0" not in message and "process 2" not in message
-    assert int(store.values["mplug/beat/0"].split()[0]) >= 5
+    assert not hangs
+    assert json.loads(store.values["mplug/beat/0"])[-1] >= 5
+
+
+@pytest.fixture
+def at_the_third_step(monkeypatch):
+    monkeypatch.setattr(peers, "_place", Place(0, "its start"))
+    reached("the batch of step 3")
+    reached("step 3")
+
+
+def test_the_watch_names_the_process_that_hangs_and_what_the_others_wait_at(at_the_third_step):
+    message, hangs = _told(_Store(beats=True), 0, hang_timeout=0.5)
+    assert "process 1 (host there, pid 12) has not got beyond the batch of step 3 for" in message
+    assert "the others wait at step 3" in message and "--hang_timeout" in message
+    assert "process 0" not in message and "process 2" not in message
+    assert not hangs
+
+
+def test_a_process_that_hangs_is_told_so_itself(monkeypatch):
+    monkeypatch.setattr(peers, "_place", Place(0, "its start"))
+    message, hangs = _told(_Store(beats=True), 3, hang_timeout=0.5)
+    assert message.startswith("process 3 (") and "its start" in message
+    assert hangs

@@ -124,6 +124,7 @@ def pillow_alone(augment: bool, path: str, rng: np.random.Generator) -> np.ndarr
 def torchvision_way(augment: bool) -> Way | None:
     """torchvision's transforms on Pillow pictures; None where it is not installed."""
     try:
+        torch = importlib.import_module("torch")
         transforms = importlib.import_module("torchvision.transforms")
     except ImportError:
         return None
@@ -134,7 +135,14 @@ def torchvision_way(augment: bool) -> Way | None:
         *([transforms.RandAugment(2, 7)] if augment else []),
     ]
     chain = transforms.Compose(steps)
-    return lambda path, rng: np.asarray(chain(Image.open(path).convert("RGB")))
+
+    def load(path: str, rng: np.random.Generator) -> np.ndarray:
+        # Draws of its own would differ by round, and the least time be that of the smallest crop.
+        # torch.manual_seed takes far longer, and its time would count: it sees to GPUs, too.
+        torch.default_generator.manual_seed(int(rng.integers(2**31)))
+        return np.asarray(chain(Image.open(path).convert("RGB")))
+
+    return load
 
 
 def ways(augment: bool) -> dict[str, Way]:

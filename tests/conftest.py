@@ -3,6 +3,7 @@
 import getpass
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Tiny programs run for less time than LLVM would take to optimise them.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax  # noqa: E402 (it reads the environment when imported)
 
@@ -27,3 +32,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goldens", help="folder of official cases for tests/parity")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many slow tests first, so that at the end no worker waits for another's."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

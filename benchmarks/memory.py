@@ -83,9 +83,10 @@ def show(size: str, policy: str, shape: dict[str, int]) -> bool:
 
 
 def at(config: ConfigDict, policy: str, batch_size: int) -> ConfigDict:
-    """The config with a remat policy and a batch."""
+    """The config with a remat policy and a batch, all of which is drawn from for negatives."""
     with config.unlocked():
         config.model.remat, config.batch_size = policy, batch_size
+        config.objectives.itm.pool = 0
     return config
 
 

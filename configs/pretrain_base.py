@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.model.remat = "dots_no_batch"
     config.model.temperature_range = (0.001, 0.5)
+    config.objectives.itm.pool = 256  # official: the rows of a device
     config.objectives.alpha_ramp_steps = PAIRS // config.batch_size
     config.optimizer.lr = 1e-4
     config.optimizer.warmup_steps = 2000

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.model.vision.update(dataclasses.asdict(large.vision))
     config.model.fusion.update(dataclasses.asdict(large.fusion))
     config.model.vision.image_size = (224, 224)
+    config.objectives.itm.pool = 128  # official: the rows of a device
     config.optimizer.lr = 5e-5
     config.optimizer.min_lr = 2e-6
     config.optimizer.rules = ((r"^visual_encoder/", {"lr": 5e-6}), *config.optimizer.rules[1:])

@@ -18,13 +18,13 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from mplug_jax.command_line import end_with_message, exit_with, explanation
+from mplug_jax.command_line import end_with_message, exit_with, explanation, reading_saved
 from mplug_jax.planning.chips import CHIPS, PlanError, chip_named
 from mplug_jax.planning.forecast import COMPILE, forecast
 from mplug_jax.planning.report import as_json, as_text
 from mplug_jax.training.sharding import AXES
 
-USAGE = "Give --config=configs/<file>.py, --mesh=data:8 and --chip=h100."
+USAGE = "Give --config=configs/<file>.py, or a run's config.json, --mesh=data:8 and --chip=h100."
 
 
 def mesh_shape(text: str) -> dict[str, int]:
@@ -48,7 +48,7 @@ def mesh_shape(text: str) -> dict[str, int]:
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS(reading_saved(argv))[1:]
         if (config := flags.FLAGS["config"].value) is not None:
             config.lock()
     except Exception as error:  # a config file may raise anything
@@ -60,7 +60,9 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 def main() -> None:
     """Runs the command; a mistake is told in one message, with exit status 2."""
-    config = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Config file, or config.json.", lock_config=True
+    )
     mesh = flags.DEFINE_string("mesh", "", "Devices by axis: data:8,fsdp:4,tensor:2.")
     chip = flags.DEFINE_string("chip", "", f"One of {', '.join(CHIPS)}.")
     compiling = flags.DEFINE_string("compile", "auto", f"One of {', '.join(COMPILE)}.")

@@ -187,7 +187,8 @@ def test_a_lost_process_is_named_and_the_launcher_starts_all_again(tmp_path):
     assert set(losses(tmp_path)) == set(range(1, 81))
 
 
-# Process 1 hangs at its third batch, as in a read of a dead file system. Before, compilation may take its time; from then on both know after 10 seconds.
+# Process 1 hangs at its third batch, as in a read of a dead file system. Compilation before it may
+# take its time; from then on both know after 10 seconds.
 HANGING = """
 import os, pathlib, sys, time
 sys.path.insert(0, {root!r})

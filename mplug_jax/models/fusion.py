@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mplug_jax.models.axes import constrain, constrain_rows
@@ -51,8 +52,21 @@ def layer_kinds(schedule: str, depth: int, stride: int) -> tuple[str, ...]:
 
 
 def take_rows(x: Array, index: Array | None) -> Array:
-    """Rows ``x[index]``, or ``x`` itself where index is None."""
-    return x if index is None else jnp.take(x, index, axis=0)
+    """Rows ``x[index]``, or ``x`` itself where index is None.
+
+    Args:
+      index: ``[N]``, or ``[G, N / G]`` of rows within each of G equal parts of ``x``.
+
+    Returns:
+      ``[N, ...]``.
+    """
+    if index is None or index.ndim == 1:
+        return x if index is None else jnp.take(x, index, axis=0)
+    if len(index) == 1:
+        return jnp.take(x, index[0], axis=0)
+    parts = x.reshape(len(index), -1, *x.shape[1:])
+    taken = jax.vmap(lambda rows, chosen: jnp.take(rows, chosen, axis=0))(parts, index)
+    return taken.reshape(-1, *x.shape[1:])
 
 
 class CrossLayer(nn.Module):
@@ -139,7 +153,8 @@ class Fusion(nn.Module):
     ``image_index [N]`` names the picture of each of N texts among B pictures, so that several
     texts of one picture (the four objectives, hard negatives) share whatever depends on the
     picture alone: as long as no connected layer has run, keys and values are computed B times,
-    not N times. None: text i goes with picture i.
+    not N times. None: text i goes with picture i. An index ``[G, N / G]`` names pictures within
+    each of G equal parts of the batch: where the devices hold whole parts, no picture travels.
 
     Returns:
       (image' ``[N, V, D]``, text' ``[N, L, D]``).

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mplug_jax.models.axes import constrain, constrain_rows, shards
 from mplug_jax.objectives.distillation import mix
+from mplug_jax.objectives.stacking import join_parts
 
 UNUSED_ID = -100
 # Finite, so that a masked column times a zero target is zero and not a NaN.
@@ -115,17 +116,8 @@ def _valid_rows(feats: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid[:, None], feats.astype(jnp.float32), 0.0)
 
 
-def _join(batch: jax.Array, queue: jax.Array, parts: int) -> jax.Array:
-    """[B + Q, ...]: for each of `parts` devices its rows of the batch, then its rows of the queue.
-
-    In this order no row leaves its device; on one device it is [batch; queue].
-    """
-    pieces = (x.reshape(parts, -1, *x.shape[1:]) for x in (batch, queue))
-    return jnp.concatenate(list(pieces), axis=1).reshape(-1, *batch.shape[1:])
-
-
 def _batch_columns(sims: jax.Array, parts: int) -> jax.Array:
-    """[B, B] of the batch in its own order, out of [B, B + Q] in the order of `_join`."""
+    """[B, B] of the batch in its own order, out of [B, B + Q] whose columns were joined."""
     size = sims.shape[0]
     columns = sims.reshape(size, parts, -1)[:, :, : size // parts]
     return constrain_rows(columns.reshape(size, size))
@@ -214,11 +206,12 @@ def itc_loss(
     ids, columns, parts, size = image_ids, valid, 1, len(valid)
     if queue is not None:
         if size % shards("bank") == len(queue.ids) % shards("bank") == 0:
+            # Joined by devices, no row of batch or queue leaves its own.
             parts = shards("bank")
-        image_bank = _join(image_bank, queue.image, parts)
-        text_bank = _join(text_bank, queue.text, parts)
-        ids = _join(image_ids, queue.ids, parts)
-        columns = _join(valid, jnp.ones_like(queue.ids, bool), parts)
+        image_bank = join_parts((image_bank, queue.image), parts)
+        text_bank = join_parts((text_bank, queue.text), parts)
+        ids = join_parts((image_ids, queue.ids), parts)
+        columns = join_parts((valid, jnp.ones_like(queue.ids, bool)), parts)
 
     shared = (columns, _hard_targets(image_ids, ids, columns), temperature, alpha)
     image_losses, image_to_text = _direction(image, image_m, text_bank, *shared)

@@ -28,12 +28,16 @@ class ITMNegatives(NamedTuple):
     image_ok: jax.Array
 
 
-def _candidates(image_ids: jax.Array, valid: jax.Array) -> jax.Array:
+def _candidates(image_ids: jax.Array, valid: jax.Array, pools: int) -> jax.Array:
     """[B, B] bool: column j may be a negative of row i."""
-    return (image_ids[:, None] != image_ids) & valid[:, None] & valid
+    pool = jnp.arange(len(valid)) // (len(valid) // pools)
+    same_pool = pool[:, None] == pool
+    return (image_ids[:, None] != image_ids) & valid[:, None] & valid & same_pool
 
 
-def negative_weights(sims: jax.Array, image_ids: jax.Array, valid: jax.Array) -> jax.Array:
+def negative_weights(
+    sims: jax.Array, image_ids: jax.Array, valid: jax.Array, pools: int = 1
+) -> jax.Array:
     """Probability of each column to be drawn as the negative of a row.
 
     The official code zeroes the columns of the same picture in the softmax over the whole batch and
@@ -45,11 +49,12 @@ def negative_weights(sims: jax.Array, image_ids: jax.Array, valid: jax.Array) ->
       sims: [B, B] similarities divided by the temperature; gradients stop here.
       image_ids: [B] int32.
       valid: [B] bool.
+      pools: the rows are cut into so many equal pools; columns of other pools get 0.
 
     Returns:
       [B, B] float32; a row sums to 1, or to 0 if it is invalid or has no candidate.
     """
-    candidates = _candidates(image_ids, valid)
+    candidates = _candidates(image_ids, valid, pools)
     sims = jax.lax.stop_gradient(sims).astype(jnp.float32)
     any_candidate = jnp.any(candidates, axis=-1, keepdims=True)
     # A row without candidates is given finite logits, for its softmax would be 0 / 0.
@@ -70,6 +75,7 @@ def sample_negatives(
     text_to_image: jax.Array,
     image_ids: jax.Array,
     valid: jax.Array,
+    pools: int = 1,
 ) -> ITMNegatives:
     """Draw a text for each image and an image for each text, the likelier the more similar.
 
@@ -78,10 +84,12 @@ def sample_negatives(
       image_to_text, text_to_image: [B, B] from `itc_loss`.
       image_ids: [B] int32; a pair of equal ids is never drawn.
       valid: [B] bool; other rows neither draw nor are drawn.
+      pools: the rows are cut into so many equal pools, and each draws from its own. The official
+        code draws from the rows of one device.
     """
     text_rng, image_rng = jax.random.split(rng)
-    texts, text_ok = _draw(text_rng, negative_weights(image_to_text, image_ids, valid))
-    images, image_ok = _draw(image_rng, negative_weights(text_to_image, image_ids, valid))
+    texts, text_ok = _draw(text_rng, negative_weights(image_to_text, image_ids, valid, pools))
+    images, image_ok = _draw(image_rng, negative_weights(text_to_image, image_ids, valid, pools))
     return ITMNegatives(texts, text_ok, images, image_ok)
 
 
@@ -99,9 +107,8 @@ def itm_loss(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax
     """Two-way cross-entropy.
 
     Args:
-      logits: [3B, 2]; column 1 is "match".
-      labels: [3B] int, from `itm_labels`.
-      mask: [3B] bool, from `itm_mask`.
+      logits: [3B, 2] in any order of rows; column 1 is "match".
+      labels: [3B] int, from `itm_labels`, and mask: [3B] bool, from `itm_mask`, in that order.
 
     Returns:
       (sum over the rows that exist, their number), float32 scalars.

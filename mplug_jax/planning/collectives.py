@@ -138,16 +138,27 @@ def _of_contrast(config: ConfigDict, program: Program) -> list[Collective]:
     ]
 
 
-def gathered_pictures(config: ConfigDict) -> float:
+def pool_devices(config: ConfigDict, parts: int) -> int:
+    """Devices along the rows' axes, of ``parts``, over which a pool of ITM's negatives lies.
+
+    1: the pairs of a device are made of its own rows alone, for all pairs are stacked by pools.
+    """
+    micro = config.batch_size // config.accumulate
+    pools = micro // min(config.objectives.itm.pool or micro, micro)
+    return parts // math.gcd(pools, parts)
+
+
+def gathered_pictures(config: ConfigDict, parts: int) -> float:
     """Bytes of the keys and values that hard negatives have every device hold.
 
-    A negative may lie on any device, so each cross layer before the first connected one gathers
-    keys and values ``[B, V, D]`` of all pictures of a micro-batch, and what follows it the tokens.
+    A negative may lie on any device of the pool, so each cross layer before the first connected one
+    gathers keys and values ``[B, V, D]`` of all its pictures, and what follows it the tokens.
     """
-    if config.task not in PRETRAINING:
+    devices = pool_devices(config, parts)
+    if config.task not in PRETRAINING or devices == 1:
         return 0.0
-    sharing, micro = _sharing_layers(config), config.batch_size // config.accumulate
-    return (2 * sharing + 1) * micro * _tokens(config) * _width(config)
+    pictures = config.batch_size // config.accumulate * devices / parts
+    return (2 * _sharing_layers(config) + 1) * pictures * _tokens(config) * _width(config)
 
 
 def _of_pairs(config: ConfigDict, program: Program) -> list[Collective]:
@@ -155,27 +166,23 @@ def _of_pairs(config: ConfigDict, program: Program) -> list[Collective]:
     sums backward; the texts are those of ITM, MLM and prefix LM."""
     tensor = _axes(program.mesh)[2]
     parts = batch_parts(program.mesh)
+    devices = pool_devices(config, parts)
     taught = program.state.momentum_params is not None
     repeated = config.model.remat != "none"
-    often, size = config.accumulate, gathered_pictures(config) / tensor
+    often, size = config.accumulate, gathered_pictures(config, parts) / tensor
     kinds = 1 + sum(config.objectives[n].weight > 0 for n in ("mlm", "prefix"))
-    micro = config.batch_size // config.accumulate
-    texts = kinds * micro * config.data.text_length * _width(config)
+    rows = config.batch_size // config.accumulate * devices / parts
+    texts = kinds * rows * config.data.text_length * _width(config)
+
+    def exchange(name: str, kind: str, size: float, times: float = 1) -> Collective:
+        return Collective(name, kind, devices, tensor, size, times * often)
+
     return [
-        Collective(
-            "pictures of pairs", "all-gather", parts, tensor, size, (1 + repeated + taught) * often
-        ),
-        Collective("pictures of pairs, gradients", "all-reduce", parts, tensor, size, often),
-        Collective("texts of pairs", "all-gather", parts, tensor, texts, often),
-        Collective("texts of pairs, gradients", "all-reduce", parts, tensor, texts, often),
-        Collective(
-            "teacher's texts of pairs",
-            "all-reduce",
-            parts,
-            tensor,
-            texts * (kinds - 1) / kinds,
-            often * taught,
-        ),
+        exchange("pictures of pairs", "all-gather", size, 1 + repeated + taught),
+        exchange("pictures of pairs, gradients", "all-reduce", size),
+        exchange("texts of pairs", "all-gather", texts),
+        exchange("texts of pairs, gradients", "all-reduce", texts),
+        exchange("teacher's texts of pairs", "all-reduce", texts * (kinds - 1) / kinds, taught),
     ]
 
 

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mplug_jax.config import ConfigError
 from mplug_jax.models.mplug import count_params
 from mplug_jax.planning.chips import PlanError, chip_named
 from mplug_jax.planning.collectives import Collective, formula_collectives
@@ -155,7 +156,7 @@ def suggest(config: ConfigDict, mesh: Mesh, room: float, state: float) -> str:
     for words, changed, changed_mesh in itertools.chain(*changes, _splitting(config, mesh)):
         try:
             program = build_program(changed, changed_mesh)
-        except MeshError:
+        except (ConfigError, MeshError):
             continue
         if forecast_memory(changed, program).total <= room:
             return words

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mplug_jax.planning.collectives import gathered_pictures
+from mplug_jax.planning.collectives import gathered_pictures, pool_devices
 from mplug_jax.planning.liveness import Usage, bytes_of, usage
 from mplug_jax.planning.program import Program, build_program, trace
 from mplug_jax.training.optimizer import policies
@@ -122,6 +122,7 @@ def _share(config: ConfigDict, parts: int) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size //= parts
+        config.objectives.itm.pool = 0
         queue = config.objectives.itc.queue_size
         config.objectives.itc.queue_size = max(queue // parts, 1) if queue else 0
     return config
@@ -160,16 +161,17 @@ def _size_of(
 def gathered_on_device(config: ConfigDict, program: Program) -> float:
     """Pictures of other devices, which exist where rows are split at all."""
     parts = batch_parts(program.mesh)
-    if parts == 1:
-        return 0.0
-    return gathered_pictures(config) * parts / program.mesh.size * (parts - 1) / parts
+    others = 1 - 1 / pool_devices(config, parts)
+    return gathered_pictures(config, parts) * parts / program.mesh.size * others
 
 
 def with_rows(config: ConfigDict, mesh: Mesh, rows: int) -> ConfigDict:
-    """The config with so many rows a device and micro-batch."""
+    """The config with so many rows a device and micro-batch, and pools on as many devices."""
     config = config.copy_and_resolve_references()
+    parts = batch_parts(mesh)
     with config.unlocked():
-        config.batch_size = rows * config.accumulate * batch_parts(mesh)
+        config.objectives.itm.pool = max(rows * pool_devices(config, parts), 2)
+        config.batch_size = rows * config.accumulate * parts
     return config
 
 
@@ -180,7 +182,7 @@ def largest_rows(config: ConfigDict, mesh: Mesh, capacity: float, known: Memory)
     crosses.
     """
     rows = config.batch_size // batch_parts(mesh) // config.accumulate
-    other = rows // 2 if rows > 1 else 2
+    other = rows // 2 if rows > 3 else 2 * rows  # a pool needs two
     changed = with_rows(config, mesh, other)
     second = forecast_memory(changed, build_program(changed, mesh))
     slope = (known.total - second.total) / (rows - other)

@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from mplug_jax.data.examples import PretrainExamples
 from mplug_jax.models.config import ModelConfig
+from mplug_jax.models.fusion import take_rows
 from mplug_jax.models.mplug import init_params
 from mplug_jax.objectives.itc import ITCOutput, enqueue, init_queue, itc_loss
 from mplug_jax.objectives.itm import itm_labels, itm_loss, itm_mask, sample_negatives
 from mplug_jax.objectives.mlm import mask_tokens, mlm_loss
 from mplug_jax.objectives.momentum import alpha_ramp
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
+from mplug_jax.objectives.stacking import join_parts, split_parts
 from mplug_jax.tasks.evaluators import build_evaluators
 from mplug_jax.tasks.setup import prepare
 
@@ -26,7 +28,7 @@ Array = jax.Array
 
 
 class Encoded(NamedTuple):
-    """One model's embeddings of a batch; text rows are stacked by use: [text; masked; prefix]."""
+    """One model's embeddings of a batch; text rows are stacked as in ``Texts``."""
 
     image: Array
     texts: Array
@@ -35,7 +37,10 @@ class Encoded(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Text rows by use, [text; masked; prefix], and what MLM and prefix LM predict of them."""
+    """Text rows, and what MLM and prefix LM predict of them.
+
+    They are stacked by pools of ITM's negatives, and in a pool by use: [text; masked; prefix].
+    """
 
     ids: Array
     mask: Array
@@ -134,13 +139,13 @@ class Pretrain:
         softmax_axis = "sequence" if objectives.official_sequence_softmax else "vocabulary"
         valid = batch["valid"]
         if "itm" in outputs:
-            losses["itm"] = itm_loss(outputs["itm"], itm_labels(rows["itm"] // 3), rows["itm_mask"])
+            losses["itm"] = itm_loss(outputs["itm"], rows["itm_labels"], rows["itm_mask"])
         if objectives.mlm.weight:
             losses["mlm"] = mlm_loss(
                 outputs["mlm"],
                 texts.labels,
                 texts.label_mask,
-                valid[self._kept("mlm", len(valid))],
+                self._keep("mlm", valid),
                 taught["mlm"],
                 alphas["mlm"],
                 softmax_axis,
@@ -150,7 +155,7 @@ class Pretrain:
                 outputs["prefix"],
                 texts.targets,
                 texts.target_mask,
-                valid[self._kept("prefix", len(valid))],
+                self._keep("prefix", valid),
                 taught["prefix"],
                 alphas["prefix"],
                 softmax_axis,
@@ -166,35 +171,40 @@ class Pretrain:
 
     def _texts(self, rng: Array, batch: Any) -> Texts:
         """The rows that the text encoder reads, MLM's corrupted here, and what they predict."""
-        t, size = self.setup.tokenizer, len(batch["valid"])
-        mlm, prefix = self._kept("mlm", size), self._kept("prefix", size)
+        t, pools = self.setup.tokenizer, self._pools(len(batch["valid"]))
+        text_ids, text_mask = batch["text_ids"], batch["text_mask"]
+        mlm_mask = self._keep("mlm", text_mask)
+        prefix = {
+            name: self._keep("prefix", batch[name])
+            for name in ("prefix_ids", "prefix_mask", "target_ids", "target_mask")
+        }
         masked, labels, label_mask = mask_tokens(
             rng,
-            batch["text_ids"][mlm],
-            batch["text_mask"][mlm],
+            self._keep("mlm", text_ids),
+            mlm_mask,
             mask_id=t.mask_id,
             special_ids=(t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id),
             vocab_size=t.vocab_size,
             rate=self.config.objectives.mlm.rate,
         )
-        text_mask = batch["text_mask"]
         return Texts(
-            ids=jnp.concatenate([batch["text_ids"], masked, batch["prefix_ids"][prefix]]),
-            mask=jnp.concatenate([text_mask, text_mask[mlm], batch["prefix_mask"][prefix]]),
+            ids=join_parts((text_ids, masked, prefix["prefix_ids"]), pools),
+            mask=join_parts((text_mask, mlm_mask, prefix["prefix_mask"]), pools),
             labels=labels,
             label_mask=label_mask,
-            targets=batch["target_ids"][prefix],
-            target_mask=batch["target_mask"][prefix],
+            targets=prefix["target_ids"],
+            target_mask=prefix["target_mask"],
         )
 
     def _encode(self, params: Any, image: Array, rows: Texts, rng: Array | None) -> Encoded:
         image_embeds = self._apply(params, rng, "encode_image", image)
         texts = self._apply(params, rng, "encode_text", rows.ids, rows.mask)
+        (own,) = split_parts(texts, (len(image),), self._pools(len(image)))
         return Encoded(
             image_embeds,
             texts,
             self._apply(params, None, "project_image", image_embeds),
-            self._apply(params, None, "project_text", texts[: len(image)]),
+            self._apply(params, None, "project_text", own),
         )
 
     def _itc(
@@ -218,28 +228,44 @@ class Pretrain:
             alpha,
         )
 
-    def _kept(self, name: str, size: int) -> Any:
-        """Index of the rows of a batch that an objective trains on: its ``fraction`` of them."""
+    def _pools(self, size: int) -> int:
+        """The number of pools of rows within which ITM draws negatives, of a batch of ``size``."""
+        pool = self.config.objectives.itm.pool or size
+        return size // min(pool, size)
+
+    def _kept(self, name: str, size: int) -> np.ndarray:
+        """Rows of each pool of ``size`` that an objective trains on: its ``fraction`` of them."""
         objective = self.config.objectives[name]
-        if not objective.weight:
-            return slice(0, 0)
+        count = max(round(objective.fraction * size), 1) if objective.weight else 0
         # Evenly spaced, so that each device keeps the same number of its own pairs.
-        count = max(round(objective.fraction * size), 1)
-        return slice(None) if count == size else np.arange(count) * size // count
+        return np.arange(count) * size // max(count, 1)
+
+    def _keep(self, name: str, x: Array) -> Array:
+        """The rows of ``x [B, ...]`` that an objective trains on, in order."""
+        pools = self._pools(len(x))
+        kept = self._kept(name, len(x) // pools)
+        if len(kept) == len(x) // pools:
+            return x
+        return x.reshape(pools, -1, *x.shape[1:])[:, kept].reshape(-1, *x.shape[1:])
 
     def _fused_rows(
         self, rng: Array | None, itc: ITCOutput | None, batch: Any, hardness: Array | float = 1.0
     ) -> dict[str, Array]:
-        """Which (picture, text row) pairs go through fusion, in the order itm, mlm, prefix.
+        """Which (picture, text row) pairs go through fusion: of G pools each in the order itm,
+        mlm, prefix.
 
-        ``image`` and ``text`` index the batch's pictures and the stacked text rows; ``itm``,
-        ``mlm``, ``prefix`` are the numbers of rows. Without ``itc`` there are no ITM rows.
+        ``image`` and ``text [G, N / G]`` index the pool's pictures and its stacked text rows;
+        ``itm``, ``mlm``, ``prefix`` are the numbers of rows. Without ``itc`` there are no ITM rows.
         ``hardness``: of ITM's negatives, 0: any pair is as likely, 1: as the similarities say.
         """
-        size = len(batch["valid"])
-        own, start = jnp.arange(size), size
+        pools = self._pools(len(batch["valid"]))
+        start = size = len(batch["valid"]) // pools
         images, texts, rows = [], [], {"itm": 0, "mlm": 0, "prefix": 0}
         objectives = self.config.objectives
+
+        def everywhere(index: np.ndarray) -> Array:
+            return jnp.broadcast_to(index, (pools, len(index)))
+
         if itc is not None and objectives.itm.weight:
             negatives = sample_negatives(
                 rng,
@@ -247,20 +273,29 @@ class Pretrain:
                 jax.lax.stop_gradient(hardness * itc.text_to_image),
                 batch["image_id"],
                 batch["valid"],
+                pools,
             )
-            kept = own[self._kept("itm", size)]
-            images += [kept, negatives.image_for_text[kept], kept]
-            texts += [kept, kept, negatives.text_for_image[kept]]
-            mask = itm_mask(batch["valid"], negatives).reshape(3, size)[:, kept]
-            rows["itm"], rows["itm_mask"] = 3 * len(kept), mask.reshape(-1)
+            chosen = self._kept("itm", size)
+            other_image, other_text = (
+                x.reshape(pools, size)[:, chosen] % size
+                for x in (negatives.image_for_text, negatives.text_for_image)
+            )
+            own = everywhere(chosen)
+            images += [own, other_image, own]
+            texts += [own, own, other_text]
+            mask = itm_mask(batch["valid"], negatives).reshape(3, pools, size)[..., chosen]
+            rows["itm"] = mask.size
+            rows["itm_mask"] = mask.swapaxes(0, 1).reshape(-1)
+            rows["itm_labels"] = jnp.tile(itm_labels(len(chosen)), pools)
         for name in ("mlm", "prefix"):
             if objectives[name].weight:
-                images.append(own[self._kept(name, size)])
-                rows[name] = len(images[-1])
-                texts.append(start + jnp.arange(rows[name]))
-                start += rows[name]
+                kept = self._kept(name, size)
+                images.append(everywhere(kept))
+                texts.append(everywhere(start + np.arange(len(kept))))
+                start += len(kept)
+                rows[name] = pools * len(kept)
         if images:
-            rows["image"], rows["text"] = jnp.concatenate(images), jnp.concatenate(texts)
+            rows["image"], rows["text"] = (jnp.concatenate(x, axis=1) for x in (images, texts))
         return rows
 
     def _fused_outputs(
@@ -270,25 +305,28 @@ class Pretrain:
         outputs: dict[str, Array] = {}
         if "image" not in rows:
             return outputs
-        text_mask = texts.mask[rows["text"]]
+        text_mask = take_rows(texts.mask, rows["text"])
         image, text = self._apply(
             params,
             rng,
             "fuse",
             encoded.image,
-            encoded.texts[rows["text"]],
+            take_rows(encoded.texts, rows["text"]),
             text_mask,
             rows["image"],
         )
-        after_itm = rows["itm"]
-        after_mlm = after_itm + rows["mlm"]
+        sizes, pools = (rows["itm"], rows["mlm"], rows["prefix"]), len(rows["image"])
+        itm, mlm, prefix = split_parts(text, sizes, pools)
         if rows["itm"]:
-            outputs["itm"] = self._apply(params, None, "match", text[:after_itm])
+            outputs["itm"] = self._apply(params, None, "match", itm)
         if rows["mlm"]:
-            outputs["mlm"] = self._apply(params, None, "mlm_logits", text[after_itm:after_mlm])
+            outputs["mlm"] = self._apply(params, None, "mlm_logits", mlm)
         if rows["prefix"]:
+            prefix_image, prefix_mask = (
+                split_parts(x, sizes, pools)[-1] for x in (image, text_mask)
+            )
             memory, memory_mask = self._apply(
-                params, None, "memory", image[after_mlm:], text[after_mlm:], text_mask[after_mlm:]
+                params, None, "memory", prefix_image, prefix, prefix_mask
             )
             outputs["prefix"] = self._apply(
                 params, rng, "decode", texts.targets[:, :-1], memory, memory_mask

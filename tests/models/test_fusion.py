@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mplug_jax.models.config import FusionConfig
-from mplug_jax.models.fusion import Fusion, layer_kinds
+from mplug_jax.models.fusion import Fusion, layer_kinds, take_rows
 
 KINDS = {"x": "cross", "C": "connected", "o": "co_attention"}
 
@@ -90,6 +90,16 @@ def test_fusion_is_the_numpy_one(compiled, small, params_of, reference, schedule
     padded = run({"params": params}, image, other, mask, index)
     np.testing.assert_array_equal(padded[0], got[0])
     np.testing.assert_array_equal(padded[1][mask], got[1][mask])
+
+
+def test_rows_are_taken_within_parts():
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype(np.float32)
+    index = np.array([[2, 0, 0, 1], [1, 1, 2, 0]])
+    want = np.concatenate([x[:3][index[0]], x[3:][index[1]]])
+    np.testing.assert_array_equal(take_rows(x, index), want)
+    np.testing.assert_array_equal(take_rows(x, index[:1]), x[index[0]])
+    np.testing.assert_array_equal(take_rows(x, index[0]), x[index[0]])
+    assert take_rows(x, None) is x
 
 
 def test_an_index_equals_gathered_pictures(compiled, small, params_of):

@@ -28,7 +28,7 @@ def sims():
 
 def official_weights(sims, ids, valid):
     """Softmax over the valid batch, equal ids zeroed, normalised as torch.multinomial does."""
-    weights = np.zeros((B, B))
+    weights = np.zeros(sims.shape)
     for i in np.flatnonzero(valid):
         for j in np.flatnonzero(valid):
             over = sum(np.exp(np.float64(sims[i, k])) for k in np.flatnonzero(valid))
@@ -167,3 +167,42 @@ def test_masked_rows_reach_neither_loss_nor_gradient():
     np.testing.assert_array_equal(grad, dirty_grad)
     is_label = np.arange(2) == np.asarray(itm_labels(B))[:, None]
     np.testing.assert_allclose(grad, (jax.nn.softmax(logits) - is_label) * mask[:, None], atol=1e-6)
+
+
+# Of four rows each; in the first, rows 0 and 2 show one picture and row 3 is invalid; in the second
+# only row 6 is valid; in the third all show one picture.
+POOL_IDS = np.array([3, 8, 3, 5, 8, 9, 3, 7, 1, 1, 1, 1], np.int32)
+POOL_VALID = np.array([1, 1, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1], bool)
+
+
+def test_weights_of_pools_are_those_of_each_pool_alone():
+    sims = np.random.default_rng(5).normal(size=(12, 12)).astype(np.float32)
+    got = np.array(negative_weights(sims, POOL_IDS, POOL_VALID, pools=3))
+    for first in (0, 4, 8):
+        own = slice(first, first + 4)
+        want = official_weights(sims[own, own], POOL_IDS[own], POOL_VALID[own])
+        np.testing.assert_allclose(got[own, own], want, rtol=1e-5, atol=1e-8)
+        got[own, own] = 0
+    assert not got.any()
+
+
+def test_draws_of_pools_stay_in_the_pool():
+    sims = np.zeros((2, 12, 12), np.float32)
+    keys = jax.random.split(jax.random.key(3), 200)
+    drawn = jax.jit(
+        jax.vmap(lambda key: sample_negatives(key, *sims, POOL_IDS, POOL_VALID, pools=3))
+    )(keys)
+    for columns, ok in (
+        (drawn.text_for_image, drawn.text_ok),
+        (drawn.image_for_text, drawn.image_ok),
+    ):
+        np.testing.assert_array_equal(ok, np.tile(np.arange(12) < 3, (200, 1)))
+        assert set(np.unique(columns[:, 0])) == set(np.unique(columns[:, 2])) == {1}
+        assert set(np.unique(columns[:, 1])) == {0, 2}
+
+
+def test_more_than_one_pool_excludes_rows_that_one_pool_draws():
+    sims = np.zeros((B, B), np.float32)
+    one, two = (negative_weights(sims, np.arange(B), np.ones(B, bool), pools=g) for g in (1, 2))
+    np.testing.assert_allclose(one[0], [0, 0.2, 0.2, 0.2, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(two[0], [0, 0.5, 0.5, 0, 0, 0], rtol=1e-6)

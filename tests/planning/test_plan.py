@@ -137,3 +137,15 @@ def test_the_command_tells_a_mistake_in_one_line(arguments, message):
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_takes_the_config_of_a_run(tmp_path):
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({**tiny_config().to_dict(), "batch_size": 20}))
+    command = [sys.executable, "-m", "mplug_jax.plan", "--mesh=data:8", "--chip=h100"]
+    command += [f"--config={saved}", "--config.accumulate=2", "--compile=never"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = "batch_size=20 does not divide over the 8 parts"
+    assert said in done.stderr and "accumulate=2" in done.stderr

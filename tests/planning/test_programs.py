@@ -20,6 +20,7 @@ CASES = {
     "one device, full": ({"data": 1}, {"model.remat": "full"}),
     "eight devices": ({"data": 8}, {"batch_size": 64}),
     "eight shards": ({"fsdp": 8}, {"batch_size": 64}),
+    "eight pools": ({"data": 8}, {"batch_size": 64, "objectives.itm.pool": 8}),
 }
 
 
@@ -60,6 +61,29 @@ def test_exchanges_are_those_of_the_compiled_program():
         assert _sent(formula, kind) == pytest.approx(_sent(found, kind), rel=tolerance)
     # The formulas leave out how rows of texts are put into order.
     assert _sent(found, "collective-permute") < 0.15 * sum(each.sent for each in found)
+
+
+@pytest.mark.slow
+def test_pairs_send_nothing_where_a_device_holds_whole_pools():
+    config, program, compiled = case("eight pools")
+    formula = formula_collectives(config, program)
+    found = collectives_of(compiled.as_text(), 8)
+    for kind, tolerance in (("all-reduce", 0.1), ("all-gather", 0.25)):
+        assert _sent(formula, kind) == pytest.approx(_sent(found, kind), rel=tolerance)
+    assert not _sent(found, "collective-permute")
+
+
+def test_pairs_are_exchanged_among_the_devices_of_a_pool():
+    program = small_program(small_config(batch_size=64), {"data": 8})
+    for pool, devices in ((0, 8), (64, 8), (128, 8), (32, 4), (16, 2), (8, 1), (4, 1)):
+        config = small_config(batch_size=64, **{"objectives.itm.pool": pool})
+        found = {c.name: c for c in formula_collectives(config, program) if "pairs" in c.name}
+        assert len(found) == (5 if devices > 1 else 0)
+        if found:
+            pictures = found["pictures of pairs"]
+            assert pictures.group == devices
+            # Keys and values of three cross layers and the tokens: float32, 17 of them, 128 wide.
+            assert pictures.size == 7 * 4 * 17 * 128 * 8 * devices
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ All four objectives, dropout, teacher and queue are on.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from mplug_jax.planning.hlo import KINDS
 from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.training.sharding import make_mesh, place_local_batch
 from tests.training.small_pretraining import (
@@ -24,7 +26,7 @@ from tests.training.small_pretraining import (
 
 pytestmark = pytest.mark.slow
 
-SIZE, QUEUE, DEPTH, STEPS = 16, 512, 3, 20
+SIZE, QUEUE, DEPTH, STEPS, POOL = 16, 512, 3, 20, 2
 ONE = {"data": 1}
 MESHES = {
     "data": {"data": 8},
@@ -52,15 +54,19 @@ class Runs:
         config.model.text.update({"depth": DEPTH, "dropout": 0.1, "attention_dropout": 0.1})
         config.objectives.itc.queue_size = QUEUE
         self.task = Pretrain(config, str(folder))
+        self.pooled = Pretrain(config.copy_and_resolve_references(), str(folder))
+        self.pooled.config.objectives.itm.pool = POOL
         self.start = pretrain_start(self.task)
         self.batches = [pretrain_batch(self.task, SIZE, SIZE * i) for i in range(STEPS)]
         self._kept: dict[tuple[Any, ...], Run] = {}
 
-    def __call__(self, shape: dict[str, int]) -> Run:
-        key = tuple(shape.items())
+    def __call__(self, shape: dict[str, int], *, pooled: bool = False) -> Run:
+        """A run on a mesh; ``pooled``: with negatives from pools of rows."""
+        key = (*shape.items(), pooled)
         if key not in self._kept:
             mesh = make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
-            program, shardings = pretrain_step(self.task, *self.start, mesh)
+            task = self.pooled if pooled else self.task
+            program, shardings = pretrain_step(task, *self.start, mesh)
             state, metrics, states = jax.device_put(self.start[2], shardings), [], []
             for batch in self.batches:
                 state, scalars = program(state, place_local_batch(batch, mesh))
@@ -84,6 +90,14 @@ def test_losses_of_twenty_steps_do_not_depend_on_the_mesh(runs, name):
         assert [ours[n] for n in names] == pytest.approx([theirs[n] for n in names], rel=1e-5)
     losses = [step["loss"] for step in one.metrics]
     assert max(losses) - min(losses) > 1
+
+
+def test_losses_with_pools_do_not_depend_on_the_mesh_either(runs):
+    """Each device of eight draws its negatives from its own two rows."""
+    names = ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_prefix")
+    one, other = (runs(shape, pooled=True).metrics for shape in (ONE, MESHES["data"]))
+    for ours, theirs in zip(other, one, strict=True):
+        assert [ours[n] for n in names] == pytest.approx([theirs[n] for n in names], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -128,6 +142,27 @@ def gathered(program: Any) -> set[tuple[int, ...]]:
         for line in lines
         for dims in re.findall(r"\bf32\[([\d,]+)\]", line)
     }
+
+
+def exchanged(program: Any) -> list[int]:
+    """Numbers in each float array that a collective makes."""
+    lines = re.findall(rf"= (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(", program.as_text())
+    return [
+        math.prod(map(int, dims.split(",")))
+        for line in lines
+        for dims in re.findall(r"\bf32\[([\d,]+)\]", line)
+    ]
+
+
+def test_pictures_stay_where_a_device_holds_whole_pools(runs):
+    """Keys and values of a picture are as large as its tokens."""
+    model = runs.task.model_config
+    tokens = 1 + math.prod(model.vision.grid)
+    pictures = SIZE * tokens * model.text.width
+    assert max(exchanged(runs(MESHES["data"]).program)) >= pictures
+    own = exchanged(runs(MESHES["data"], pooled=True).program)
+    # Gradients of all layers' weights are the largest there.
+    assert own and max(own) <= max(x.size for x in jax.tree.leaves(runs.start[2].params)) < pictures
 
 
 def stacks(params: Any) -> set[tuple[int, ...]]:

@@ -23,11 +23,11 @@ def get_config(task: str = "pretrain") -> ConfigDict:
 def pretrain() -> ConfigDict:
     """No files, no momentum model, no queue."""
     config = defaults("tiny")
-    config.total_steps = 3200
+    config.total_steps = 2800
     config.batch_size = 32
     config.log_every = 100
-    config.eval_every = 1600
-    config.checkpoint_every = 800
+    config.eval_every = 1400
+    config.checkpoint_every = 700
     config.model.text.vocab_size = 0
     config.model.scan_unroll = 3
     with config.objectives.unlocked():

@@ -31,7 +31,7 @@ def get_config(size: str = "scratch") -> ConfigDict:
         config.objectives.momentum = 0.0
         config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})
         config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.0
-        config.objectives.itm.fraction = 0.25 if size == "scratch" else 0.5
+        config.objectives.itm.fraction = 0.25 if size == "scratch" else 1.0
         config.objectives.prefix.empty_rate = 0.5
     config.data.train = (TRAIN,)
     config.data.randaugment = False
@@ -80,12 +80,13 @@ def small() -> ConfigDict:
     # At first the picture shall weigh about as much as the text that it is added to.
     config.model.text.cross_gain = 1.6
     # With hard negatives from the start nothing is to be learnt from [CLS], and it fades.
-    config.objectives.itm.hard_ramp_steps = 400
+    config.objectives.itm.hard_ramp_steps = 1000
     config.objectives.mlm.fraction = 0.125
     config.objectives.prefix.fraction = 0.5
     config.optimizer.update({"lr": 1e-4, "b2": 0.98, "warmup_steps": 60, "warmup_lr": 0.0})
     config.optimizer.rules += (
         ("^visual_encoder/", {"freeze": True}),
+        ("^text_encoder/", {"lr": 2e-4}),
         ("^decoder/", {"lr": 4e-4}),
         ("/cross_attention/", {"lr": 2e-4}),
         ("^(vision_proj|text_proj|itm_head)/", {"lr": 1e-3}),

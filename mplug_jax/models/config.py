@@ -255,7 +255,6 @@ PRESETS: dict[str, ModelConfig] = {
             heads=3,
             mlp_dim=384,
             stem="conv",
-            qk_norm=True,
             attention_dropout=0.0,
         ),
         text=TextConfig(
@@ -266,7 +265,6 @@ PRESETS: dict[str, ModelConfig] = {
             mlp_dim=384,
             max_positions=64,
             norm="pre",
-            qk_norm=True,
             init_std=0.1,
             dropout=0.0,
             attention_dropout=0.0,

@@ -211,9 +211,7 @@ def test_rules_keep_their_rate_under_the_official_schedule():
 
 def test_official_decay_spares_biases_and_the_layer_norms_of_bert_alone():
     """Decayed by its list: CLIP's norms and embeddings, the bridge's norm, the temperature."""
-    official = {"qk_norm": False}
-    changes = {"text": {"norm": "post", "width": 48, **official}, "vision": official}
-    preset = PRESETS["tiny"].replace(**changes)
+    preset = PRESETS["tiny"].replace(text={"norm": "post", "width": 48})
     shapes = nn.meta.unbox(jax.eval_shape(lambda: init_params(preset, jax.random.key(0))))
     decayed = {}
     for rule in (NO_DECAY, OFFICIAL_NO_DECAY):

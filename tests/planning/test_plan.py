@@ -71,6 +71,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert largest_rows(config, mesh, known.state / 2, known) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_a_suggestion_that_does():
     config, mesh = tiny_config(), make_mesh({"data": 1}, jax.devices()[:1])
     memory = forecast_memory(config, build_program(config, mesh))
@@ -83,6 +84,7 @@ def test_what_does_not_fit_gets_a_suggestion_that_does():
     assert 0 < USABLE < 1
 
 
+@pytest.mark.slow
 def test_split_parameters_are_suggested_where_the_state_is_too_large():
     config, mesh = tiny_config(batch_size=8), make_mesh({"data": 8})
     memory = forecast_memory(config, build_program(config, mesh))

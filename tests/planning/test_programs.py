@@ -116,6 +116,7 @@ def test_one_device_sends_nothing():
     assert formula_collectives(config, small_program(config, {"data": 1})) == []
 
 
+@pytest.mark.slow
 def test_the_state_is_split_as_the_mesh_says():
     config = small_config(batch_size=64)
     whole, split = (
@@ -147,6 +148,7 @@ def test_flops_are_those_of_the_unrolled_program():
     assert counted == pytest.approx(truth, rel=0.02)
 
 
+@pytest.mark.slow
 def test_recomputation_adds_flops_and_no_model_flops():
     plain, remat = (
         small_program(small_config(**{"model.remat": policy}), {"data": 1})

@@ -102,6 +102,7 @@ def test_the_gradient_reaches_every_part_that_the_task_reads(built, name):
     assert norms["itm_head"] == norms["vision_proj"] == 0
 
 
+@pytest.mark.slow
 def test_memories_hold_the_picture_and_the_text(built):
     task, params, batch = built("vqa")
     forward = Forward(task.setup.model, params)

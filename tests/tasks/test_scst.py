@@ -171,6 +171,7 @@ def test_the_shapes_announced_are_those_of_the_batch(make, batch, rolled):
         assert rolled[name] is value
 
 
+@pytest.mark.slow
 def test_chunks_and_devices_change_nothing(roll, rolled):
     beams = roll(baseline="greedy", chunks=1, devices=2)
     samples = [roll(search="sample", chunks=c, devices=d) for c, d in ((1, 1), (2, 2))]
@@ -197,6 +198,7 @@ def told_batch(task, batch: dict[str, np.ndarray], captions: list[str]) -> dict[
     return {**batch, "text_ids": ids, "text_mask": mask, "rewards": rewards}
 
 
+@pytest.mark.slow
 def test_the_gradient_makes_the_better_text_likelier(task, params, batch):
     told = told_batch(task, batch, ["small red circle", "large blue square on the left"])
     model = task.setup.model

@@ -92,6 +92,7 @@ def test_restores_in_the_shardings_asked_for(run):
     assert all(leaf.sharding == split for leaf in jax.tree.leaves(restored))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meshes",
     [

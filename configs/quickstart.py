@@ -23,15 +23,14 @@ def get_config(task: str = "pretrain") -> ConfigDict:
 def pretrain() -> ConfigDict:
     """No files, no momentum model, no queue."""
     config = defaults("tiny")
-    config.total_steps = 2800
+    config.total_steps = 3200
     config.batch_size = 32
     config.log_every = 100
-    config.eval_every = 1400
-    config.checkpoint_every = 700
+    config.eval_every = 1600
+    config.checkpoint_every = 800
     config.model.text.vocab_size = 0
     config.model.scan_unroll = 3
-    # Words are bound to objects sooner: 79 instead of 61 % of the relations in captions are right.
-    config.model.vision.qk_norm = config.model.text.qk_norm = True
+    config.model.fusion.update({"depth": 2, "stride": 1})
     with config.objectives.unlocked():
         config.objectives.momentum = 0.0
         config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})

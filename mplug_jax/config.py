@@ -167,8 +167,9 @@ def retrieval_eval(
     """Settings of a retrieval evaluator: ITC ranking, then ITM over the ``rerank`` best.
 
     ``limit``: pictures, here and below; 0 takes all. ``captions``: texts of a picture, its first
-    ones; 0 takes all. ``score``: 'itm', the match logit, or 'itm+sim', with the ITC similarity
-    added to it, as in the official video retrieval.
+    ones; 0 takes all. ``score``: 'itm', the match logit; 'itm+sim', with the ITC similarity added
+    to it, as in the official video retrieval; 'itm+itc', the log odds of a match and the similarity
+    over the temperature, which is the probability that hard negatives teach.
     """
     settings = {"limit": limit, "rerank": rerank, "captions": captions, "score": score}
     return {"kind": "retrieval", "source": dict(source), **settings}

@@ -25,7 +25,7 @@ from mplug_jax.evaluation.retrieval import (
 )
 from mplug_jax.tasks.evaluators.held_out import BATCH_SIZE, SHEET_ROWS, HeldOut, Sheet
 
-SCORES = ("itm", "itm+sim")
+SCORES = ("itm", "itm+sim", "itm+itc")
 # Pictures held as tokens; texts encoded, or pairs fused, at once.
 BLOCK = 16
 PAIRS = 4 * BATCH_SIZE
@@ -53,8 +53,12 @@ class RetrievalEvaluator:
       limit: pictures used; 0 takes all.
       rerank: candidates of each query that fusion scores.
       captions: texts of a picture, its first ones; 0 takes all.
-      score: of a pair that fusion has seen, 'itm', its match logit, or 'itm+sim', the logit and
-        the similarity together, as in the official video retrieval.
+      score: of a pair that fusion has seen. 'itm': its match logit. 'itm+sim': the logit and the
+        similarity together, as in the official video retrieval. 'itm+itc': the log odds of a match
+        and the similarity over the temperature. Hard negatives are drawn by the softmax of the
+        latter, so the odds that a matcher learns from them are those of the pair against what ITC
+        would draw, P(text | image) / P_ITC(text | image): noise-contrastive estimation (Gutmann
+        and Hyvärinen 2010) with ITC as the noise. The sum is log P up to a constant.
 
     Raises:
       ValueError: another score.
@@ -62,7 +66,7 @@ class RetrievalEvaluator:
 
     def __init__(self, data: HeldOut, *, limit: int, rerank: int, captions: int, score: str):
         if score not in SCORES:
-            raise ValueError(f"retrieval score {score!r} is unknown; choose {' or '.join(SCORES)}.")
+            raise ValueError(f"retrieval score {score!r} is unknown; choose {', '.join(SCORES)}.")
         self._data, self._score = data, score
         self._limit, self._rerank, self._captions = limit, rerank, captions
         setup = data.setup
@@ -88,12 +92,19 @@ class RetrievalEvaluator:
         def match(params: Any, images: Any, texts: Any, mask: Any, pairs: Any) -> jax.Array:
             forward, chosen = data.forward(params), pairs["text"]
             _, fused = forward("fuse", images, texts[chosen], mask[chosen], pairs["image"])
-            return forward("match", fused)[:, 1]
+            logits = forward("match", fused)
+            if score != "itm+itc":
+                return logits[:, 1]
+            return logits[:, 1] - logits[:, 0]
+
+        def temperature(params: Any) -> jax.Array:
+            return data.forward(params)("temperature")
 
         self._image_features = data.compiled(image_features)
         self._encode_image = data.compiled(encode_image)
         self._encode_text = data.compiled(encode_text)
         self._match = data.compiled(match)
+        self._temperature = data.compiled(temperature)
 
     def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
         """Metrics ``txt_r1`` ... re-ranked, ``itc_txt_r1`` ... of ITC alone, in percent, and the
@@ -106,8 +117,9 @@ class RetrievalEvaluator:
         texts_of = top_k_indices(similarity, self._rerank)
         images_of = top_k_indices(similarity.T, self._rerank)
         to_text, to_image = self._pair_scores(params, texts, similarity, texts_of, images_of)
-        image_to_text = scatter_scores(similarity.shape, texts_of, to_text)
-        text_to_image = scatter_scores(similarity.T.shape, images_of, to_image)
+        # Similarities over a small temperature have no lower bound of use.
+        image_to_text = scatter_scores(similarity.shape, texts_of, to_text, -np.inf)
+        text_to_image = scatter_scores(similarity.T.shape, images_of, to_image, -np.inf)
         metrics = retrieval_metrics(image_to_text, text_to_image, own, owner)
         metrics["txt_medr"] = median_rank(image_to_text, query_ids=own, gallery_ids=owner)
         metrics["img_medr"] = median_rank(text_to_image, query_ids=owner, gallery_ids=own)
@@ -162,8 +174,9 @@ class RetrievalEvaluator:
         # Most pairs are candidates both ways; each is scored once. Sorted, so by picture.
         pairs, inverse = np.unique(image_rows * count + text_rows, return_inverse=True)
         scores = np.concatenate(list(self._match_logits(params, texts, pairs)))
-        if self._score == "itm+sim":
-            scores = scores + similarity.ravel()[pairs]
+        if self._score != "itm":
+            scale = 1.0 if self._score == "itm+sim" else float(self._temperature(params))
+            scores = scores + similarity.ravel()[pairs] / scale
         to_text, to_image = np.split(scores[inverse], [texts_of.size])
         return to_text.reshape(texts_of.shape), to_image.reshape(images_of.shape)
 

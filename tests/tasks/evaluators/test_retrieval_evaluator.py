@@ -76,7 +76,7 @@ def both_ways(to_text: np.ndarray, to_image: np.ndarray, right: np.ndarray) -> d
 
 def reranked(similarity: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """The scores of each row's best by similarity; the others behind them all."""
-    scores = np.full(similarity.shape, -100.0)
+    scores = np.full(similarity.shape, -1e9)
     for row in range(len(scores)):
         best = sorted(range(scores.shape[1]), key=lambda c: -similarity[row, c])[:RERANK]
         scores[row, best] = logits[row, best]
@@ -84,7 +84,7 @@ def reranked(similarity: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def pair_scores(call: Call, examples: EvalExamples, records: list[Any]) -> Any:
-    """Similarities and match logits of every picture with every text."""
+    """Similarities, match logits and log odds of a match of every picture with every text."""
     captions = [caption for record in records for caption in record["captions"][:CAPTIONS]]
     assert len(set(captions)) == len(captions)  # equal texts would tie
     images = [call("encode_image", examples(record)["image"][None]) for record in records]
@@ -97,10 +97,11 @@ def pair_scores(call: Call, examples: EvalExamples, records: list[Any]) -> Any:
     text_feats = np.concatenate([call("project_text", x) for x in texts])
     all_texts, all_masks = np.concatenate(texts), np.stack(masks)
     logits = [
-        call("match", call("fuse", np.repeat(x, len(texts), 0), all_texts, all_masks)[1])[:, 1]
+        call("match", call("fuse", np.repeat(x, len(texts), 0), all_texts, all_masks)[1])
         for x in images
     ]
-    return image_feats @ text_feats.T, np.stack(logits)
+    logits = np.stack(logits)
+    return image_feats @ text_feats.T, logits[..., 1], logits[..., 1] - logits[..., 0]
 
 
 def right_pairs(records: list[Any]) -> np.ndarray:
@@ -111,7 +112,7 @@ def right_pairs(records: list[Any]) -> np.ndarray:
 def brute(setup, params, source, tokenizer):
     records = [source[i] for i in range(SCENES) if i != BAD]
     examples = EvalExamples(tokenizer, setup.transform, LENGTH)
-    similarity, logits = pair_scores(Call(setup, params), examples, records)
+    similarity, logits, _ = pair_scores(Call(setup, params), examples, records)
     right = right_pairs(records)
     by_itc = both_ways(similarity, similarity.T, right)
     by_itm = both_ways(reranked(similarity, logits), reranked(similarity.T, logits.T), right)
@@ -138,17 +139,19 @@ def test_retrieval_writes_a_sheet(retrieved):
         assert min(sheet.size) > 4 * 32
 
 
-def test_clips_are_ranked_by_logit_and_similarity_together(tokenizer, params, small_blocks):
+@pytest.mark.parametrize("score", ["itm+sim", "itm+itc"])
+def test_clips_are_ranked_by_match_and_similarity_together(tokenizer, params, small_blocks, score):
     setup = make_setup(tokenizer, frames=2)
     source = Scenes("full", "val", 12, video=True)
-    settings = {"limit": 0, "rerank": RERANK, "captions": CAPTIONS, "score": "itm+sim"}
+    settings = {"limit": 0, "rerank": RERANK, "captions": CAPTIONS, "score": score}
     evaluator = RetrievalEvaluator(HeldOut(setup, source, mesh_of(1)), **settings)
     metrics = evaluator(place(params, mesh_of(1)))
 
     records = [source[i] for i in range(12)]
     examples = EvalExamples(tokenizer, setup.transform, LENGTH, frames=2)
-    similarity, logits = pair_scores(Call(setup, params), examples, records)
-    both = logits + similarity
+    call = Call(setup, params)
+    similarity, logits, odds = pair_scores(call, examples, records)
+    both = logits + similarity if score == "itm+sim" else odds + similarity / call("temperature")
     scores = reranked(similarity, both), reranked(similarity.T, both.T)
     expected = both_ways(*scores, right_pairs(records))
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
@@ -157,5 +160,5 @@ def test_clips_are_ranked_by_logit_and_similarity_together(tokenizer, params, sm
 
 def test_an_unknown_score_is_refused(setup, source):
     settings = {"limit": 4, "rerank": 2, "captions": 1}
-    with pytest.raises(ValueError, match="'sim' is unknown; choose itm or itm\\+sim"):
+    with pytest.raises(ValueError, match="'sim' is unknown; choose itm, itm\\+sim, itm\\+itc"):
         RetrievalEvaluator(HeldOut(setup, source, mesh_of(1)), **settings, score="sim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from mplug_jax.data.records import BadSample, Record
 from mplug_jax.data.sources.scenes import Scenes
 from mplug_jax.data.tokenizers import Tokenizer
 from mplug_jax.data.transforms import ImageTransform
-from mplug_jax.models.config import preset
+from mplug_jax.models.config import ModelConfig, preset
 from mplug_jax.models.mplug import MPlug, init_params
 from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.sharding import make_mesh, replicated
@@ -46,7 +46,13 @@ def make_setup(tokenizer: Tokenizer, task: str = "pretrain", **model: Any) -> Se
     return Setup(config, [], tokenizer, shapes, MPlug(shapes), transform)
 
 
-def random_params(setup: Setup) -> Any:
+class WithModel(Protocol):
+    """A setup or a task."""
+
+    model_config: ModelConfig
+
+
+def random_params(setup: WithModel) -> Any:
     """Random and large, so that pictures and texts are told apart."""
     shapes = nn.meta.unbox(
         jax.eval_shape(lambda key: init_params(setup.model_config, key), jax.random.key(0))

@@ -31,6 +31,8 @@ def pretrain() -> ConfigDict:
     config.model.text.vocab_size = 0
     config.model.scan_unroll = 3
     config.model.fusion.update({"depth": 2, "stride": 1})
+    # Words are bound to objects sooner, and every task that starts from here needs that.
+    config.model.vision.qk_norm = config.model.text.qk_norm = True
     with config.objectives.unlocked():
         config.objectives.momentum = 0.0
         config.objectives.itc.update({"alpha": 0.0, "queue_size": 0})

@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.objectives.itc.update({"alpha": 0.4, "queue_size": 24})
     config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
     config.data.train = ({**config.data.train[0], "size": 64},)
+    config.data.tokenizer.texts = ({**config.data.tokenizer.texts[0], "size": 100},)
     config.evals.retrieval.update({"limit": 8, "rerank": 4})
     config.evals.caption.update({"limit": 8, "max_length": 6})
     return config

@@ -42,7 +42,8 @@ def shrunk(config: ConfigDict | None = None) -> ConfigDict:
     config.update({"log_every": 1, "eval_every": 2, "checkpoint_every": 2})
     if config.data.train[0]["kind"] == "scenes":
         config.data.train = ({**config.data.train[0], "size": 64},)
-        config.data.tokenizer.vocab_size = 128
+        texts = {**config.data.tokenizer.texts[0], "size": 100}
+        config.data.tokenizer.update({"vocab_size": 128, "texts": (texts,)})
     return config
 
 

@@ -25,7 +25,8 @@ def shrunk() -> ConfigDict:
     config.model.update({"embed_dim": 16, "scan_unroll": 1})
     config.objectives.itm.fraction = 1.0
     config.data.train = ({**config.data.train[0], "size": 64},)
-    config.data.tokenizer.vocab_size = 128
+    texts = {**config.data.tokenizer.texts[0], "size": 100}
+    config.data.tokenizer.update({"vocab_size": 128, "texts": (texts,)})
     return config
 
 

@@ -35,7 +35,8 @@ def frozen(start: Path) -> ConfigDict:
     config.model.decoder.depth = 1
     config.model.update({"embed_dim": 16, "scan_unroll": 1})
     config.data.train = ({**config.data.train[0], "size": 12},)
-    config.data.tokenizer.vocab_size = 100
+    texts = {**config.data.tokenizer.texts[0], "size": 100}
+    config.data.tokenizer.update({"vocab_size": 100, "texts": (texts,)})
     config.optimizer.rules += (FROZEN,)
     config.init_from = str(start)
     config.data.cached_variants = 2

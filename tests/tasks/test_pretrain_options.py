@@ -32,7 +32,8 @@ def test_the_softmax_axis_reaches_both_distilled_losses(tmp_path, monkeypatch, o
     config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
     config.objectives.official_sequence_softmax = official
     config.data.train = ({**config.data.train[0], "size": 8},)
-    config.data.tokenizer.vocab_size = 64
+    texts = {**config.data.tokenizer.texts[0], "size": 100}
+    config.data.tokenizer.update({"vocab_size": 64, "texts": (texts,)})
     task = pretrain.Pretrain(config, str(tmp_path))
     examples = [task.make_example(task.sources[0][0][i], np.random.default_rng(0)) for i in (0, 1)]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}

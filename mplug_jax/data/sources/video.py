@@ -118,11 +118,17 @@ def video_records(
 
 
 def _clip_path(folder: Path, name: str, extension: str) -> str:
-    """The first that is there of: file `name.mp4`, file `name`, folder `name` without `.mp4`."""
+    """The first that is there of: file `name.mp4`, file `name`, folder `name` without `.mp4`.
+
+    The questions of MSRVTT-QA and MSVD-QA as published number the clips (6513), whose files are
+    called `video6513.mp4` and `vid6513.avi`.
+    """
     stem = name.removesuffix(extension)
-    for path in (stem + extension, name, stem):
-        if (folder / path).exists():
-            return path
+    prefixes = ("", "video", "vid") if stem.isdecimal() else ("",)
+    for prefix in prefixes:
+        for path in (prefix + stem + extension, prefix + name, prefix + stem):
+            if (folder / path).exists():
+                return path
     return stem + extension
 
 

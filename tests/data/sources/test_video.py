@@ -62,6 +62,16 @@ def test_questions(root):
     assert source[0]["captions"] == []
 
 
+def test_numbered_clips_are_found_by_their_files_names(root):
+    (root.path / "videos" / "vid3.avi").write_bytes(b"a video")
+    rows = [{"video_id": number, "question": "who?", "answer": "she"} for number in (0, 2)]
+    assert names(root, load(root, rows)) == ["video0.mp4", "video2"]
+    [record] = load(root, [{"video_id": 3, "question": "who?"}], extension=".avi")
+    assert record["video"].endswith("videos/vid3.avi")
+    (root.path / "videos" / "0.mp4").write_bytes(b"another")
+    assert names(root, load(root, rows)) == ["0.mp4", "video2"]
+
+
 def test_a_folder_of_frames_stands_for_a_file(root):
     [record] = load(root, [{"videoID": "video2", "enCap": ["a"]}])
     assert [int(frame[0, 0, 0]) for frame in load_clip(record["video"], 3)] == [0, 50, 100]

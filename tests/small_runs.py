@@ -53,6 +53,15 @@ def small_config(task: str = "pretrain") -> ConfigDict:
     return config
 
 
+def contrast_alone(config: ConfigDict) -> ConfigDict:
+    """``config`` with ITC alone: compiled in a few seconds, for what happens around the program."""
+    for name in ("itm", "mlm", "prefix"):
+        config.objectives[name].weight = 0.0
+    with config.evals.unlocked():
+        del config.evals.caption
+    return config
+
+
 def random_checkpoint(workdir: Path, config: ConfigDict, seed: int = 0) -> Path:
     """A workdir with a tokenizer, config.json and parameters drawn by NumPy."""
     workdir.mkdir(parents=True, exist_ok=True)

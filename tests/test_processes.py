@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.peers import LOST
-from tests.small_runs import small_config
+from tests.small_runs import contrast_alone, small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
@@ -25,15 +25,19 @@ STEPS = 4
 pytestmark = pytest.mark.slow
 
 
-def get_config() -> ConfigDict:
-    """Teacher, queue and dropout are on: all that could differ between processes."""
-    config = small_config()
+def get_config(objectives: str = "all") -> ConfigDict:
+    """Teacher, queue and dropout are on: all that could differ between processes; "itc" is for
+    what happens around the steps."""
+    config = small_config() if objectives == "all" else contrast_alone(small_config())
     config.update({"total_steps": STEPS, "checkpoint_every": 2, "eval_every": 0})
     config.model.text.update({"dropout": 0.1, "attention_dropout": 0.1})
     config.objectives.update({"momentum": 0.9, "alpha_ramp_steps": 4})
     config.objectives.itc.update({"alpha": 0.4, "queue_size": 24})
     config.optimizer.update({"lr": 1e-3, "warmup_steps": 1})
     return config
+
+
+ITC = f"{__file__}:itc"
 
 
 def launched(
@@ -58,8 +62,8 @@ def launched(
     )
 
 
-def run(processes: int, devices: int, command: str, *flags: str) -> str:
-    process = launched(processes, devices, command, *flags)
+def run(processes: int, devices: int, command: str, *flags: str, config: str = __file__) -> str:
+    process = launched(processes, devices, command, *flags, config=config)
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     return out
@@ -145,7 +149,7 @@ def _first_checkpoint(launcher: Any, workdir: Path, step: int) -> None:
 
 def test_a_signal_to_one_of_two_ends_both_at_the_same_saved_step(tmp_path):
     flags = ("--config.total_steps=5000", "--config.checkpoint_every=20")
-    launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, RESTARTS="1")
+    launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, config=ITC, RESTARTS="1")
     try:
         _first_checkpoint(launcher, tmp_path, 20)
         os.kill(_pids(tmp_path)[1], signal.SIGTERM)
@@ -158,7 +162,8 @@ def test_a_signal_to_one_of_two_ends_both_at_the_same_saved_step(tmp_path):
     assert out.count("ended with status 143") == 2 and "restart" not in out
     saved = max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*"))
     assert saved >= 20 and f"step {saved}" in out
-    run(2, 1, "train", f"--workdir={tmp_path}", f"--config.total_steps={saved + 2}")
+    more = f"--config.total_steps={saved + 2}"
+    run(2, 1, "train", f"--workdir={tmp_path}", more, config=ITC)
     assert [json.loads(line)["step"] for line in (tmp_path / "environment.jsonl").open()] == [
         0,
         saved,
@@ -168,7 +173,7 @@ def test_a_signal_to_one_of_two_ends_both_at_the_same_saved_step(tmp_path):
 
 def test_a_lost_process_is_named_and_the_launcher_starts_all_again(tmp_path):
     flags = ("--config.total_steps=80", "--config.checkpoint_every=20", "--heartbeat_timeout=10")
-    launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, RESTARTS="1")
+    launcher = launched(2, 1, "train", f"--workdir={tmp_path}", *flags, config=ITC, RESTARTS="1")
     try:
         _first_checkpoint(launcher, tmp_path, 20)
         victim = _pids(tmp_path)[1]
@@ -194,7 +199,7 @@ import os, pathlib, sys, time
 sys.path.insert(0, {root!r})
 from mplug_jax.data.pipeline import TrainIterator
 from mplug_jax.training.peers import Standstill
-from tests.test_processes import get_config
+from tests.test_processes import get_config as chosen
 
 batch, behind, drawn = TrainIterator.__next__, Standstill.behind, []
 
@@ -209,6 +214,9 @@ def soon(self, places, now):
     if len(drawn) >= 3:
         self._timeout = 10
     return behind(self, places, now)
+
+def get_config():
+    return chosen("itc")
 
 TrainIterator.__next__, Standstill.behind = hanging, soon
 """

@@ -22,6 +22,7 @@ from mplug_jax.training.integrity import damages
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.signals import Abandoned, Stop, Stopped, between_batches
 from tests import test_resume
+from tests.small_runs import contrast_alone
 from tests.test_resume import ROOT, command, digest, trained
 
 EVALUATED = 4  # the step of an evaluation before the last
@@ -31,7 +32,7 @@ BEFORE = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal
 
 
 def get_config() -> ConfigDict:
-    config = test_resume.get_config()
+    config = contrast_alone(test_resume.get_config())
     config.eval_every = EVALUATED
     return config
 

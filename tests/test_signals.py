@@ -114,19 +114,16 @@ def wait_until(happened: Any, seconds: float = 300) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("hold", "seconds", "number", "steps", "continued"),
+    ("hold", "seconds", "number", "steps"),
     [
-        ("steps", 0.5, signal.SIGTERM, (1, 2, 3, 4), True),
-        # Continues as a run that begins, and as the one above.
-        ("compilation", 600, signal.SIGTERM, (), False),
-        ("data", 600, signal.SIGINT, (4,), False),
-        ("evaluation", 0.5, signal.SIGTERM, (EVALUATED,), True),
-        ("saving", 3, signal.SIGTERM, (3, 4, 5), True),
+        ("steps", 0.5, signal.SIGTERM, (1, 2, 3, 4)),
+        ("compilation", 600, signal.SIGTERM, ()),
+        ("evaluation", 0.5, signal.SIGTERM, (EVALUATED,)),
+        ("saving", 3, signal.SIGTERM, (3, 4, 5)),
+        ("data", 600, signal.SIGINT, (4,)),
     ],
 )
-def test_a_run_that_is_asked_to_end_loses_nothing(
-    uncut, tmp_path, hold, seconds, number, steps, continued
-):
+def test_a_run_that_is_asked_to_end_loses_nothing(uncut, tmp_path, hold, seconds, number, steps):
     workdir = tmp_path / "run"
     process, told = started(workdir, hold, seconds)
     process.send_signal(number)
@@ -146,10 +143,9 @@ def test_a_run_that_is_asked_to_end_loses_nothing(
     else:
         assert f"{signal.Signals(number).name}: the run ended at once, nothing new" in text
         assert not list((workdir / "checkpoints").glob("*"))
-    if continued:
-        train_lib.train(get_config(), str(workdir))
-        assert digest(workdir) == digest(uncut)
-        assert recorded(workdir) == recorded(uncut)
+    train_lib.train(get_config(), str(workdir))
+    assert digest(workdir) == digest(uncut)
+    assert recorded(workdir) == recorded(uncut)
 
 
 @pytest.mark.slow

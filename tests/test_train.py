@@ -31,6 +31,7 @@ from mplug_jax.training.finite import NonFiniteError
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.sharding import MeshError
 from mplug_jax.training.workdir import WorkdirError, locked
+from tests.small_runs import few_texts
 
 TERMS = ("loss", "loss_itc", "loss_itm", "grad_norm")
 
@@ -42,8 +43,7 @@ def shrunk(config: ConfigDict | None = None) -> ConfigDict:
     config.update({"log_every": 1, "eval_every": 2, "checkpoint_every": 2})
     if config.data.train[0]["kind"] == "scenes":
         config.data.train = ({**config.data.train[0], "size": 64},)
-        texts = {**config.data.tokenizer.texts[0], "size": 100}
-        config.data.tokenizer.update({"vocab_size": 128, "texts": (texts,)})
+        few_texts(config, 128)
     return config
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import quickstart
+from tests.small_runs import few_texts
 
 SIZE = 8
 RNG = jax.random.key(5)
@@ -25,8 +26,7 @@ def shrunk() -> ConfigDict:
     config.model.update({"embed_dim": 16, "scan_unroll": 1})
     config.objectives.itm.fraction = 1.0
     config.data.train = ({**config.data.train[0], "size": 64},)
-    texts = {**config.data.tokenizer.texts[0], "size": 100}
-    config.data.tokenizer.update({"vocab_size": 128, "texts": (texts,)})
+    few_texts(config, 128)
     return config
 
 

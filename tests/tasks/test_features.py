@@ -21,6 +21,7 @@ from mplug_jax.models.mplug import init_params
 from mplug_jax.tasks.features import with_features
 from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.validation import validate
+from tests.small_runs import few_texts
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +36,7 @@ def frozen(start: Path) -> ConfigDict:
     config.model.decoder.depth = 1
     config.model.update({"embed_dim": 16, "scan_unroll": 1})
     config.data.train = ({**config.data.train[0], "size": 12},)
-    texts = {**config.data.tokenizer.texts[0], "size": 100}
-    config.data.tokenizer.update({"vocab_size": 100, "texts": (texts,)})
+    few_texts(config, 100)
     config.optimizer.rules += (FROZEN,)
     config.init_from = str(start)
     config.data.cached_variants = 2

@@ -12,6 +12,7 @@ from configs import quickstart
 from mplug_jax.objectives.mlm import mlm_loss
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
 from mplug_jax.tasks import pretrain
+from tests.small_runs import few_texts
 
 
 @pytest.mark.parametrize(("official", "axis"), [(False, "vocabulary"), (True, "sequence")])
@@ -32,8 +33,7 @@ def test_the_softmax_axis_reaches_both_distilled_losses(tmp_path, monkeypatch, o
     config.objectives.mlm.alpha = config.objectives.prefix.alpha = 0.4
     config.objectives.official_sequence_softmax = official
     config.data.train = ({**config.data.train[0], "size": 8},)
-    texts = {**config.data.tokenizer.texts[0], "size": 100}
-    config.data.tokenizer.update({"vocab_size": 64, "texts": (texts,)})
+    few_texts(config, 64)
     task = pretrain.Pretrain(config, str(tmp_path))
     examples = [task.make_example(task.sources[0][0][i], np.random.default_rng(0)) for i in (0, 1)]
     batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}

@@ -31,6 +31,7 @@ ONE = {"data": 1}
 MESHES = {
     "data": {"data": 8},
     "fsdp": {"fsdp": 8},
+    "data_fsdp": {"data": 4, "fsdp": 2},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 

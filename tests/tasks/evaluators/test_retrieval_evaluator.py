@@ -150,6 +150,7 @@ def test_clips_are_ranked_by_match_and_similarity_together(tokenizer, params, sm
     records = [source[i] for i in range(12)]
     examples = EvalExamples(tokenizer, setup.transform, LENGTH, frames=2)
     call = Call(setup, params)
+    assert call("temperature") > 0.05  # else the similarity alone would decide
     similarity, logits, odds = pair_scores(call, examples, records)
     both = logits + similarity if score == "itm+sim" else odds + similarity / call("temperature")
     scores = reranked(similarity, both), reranked(similarity.T, both.T)

@@ -279,10 +279,13 @@ def _load(path: str, arg: str) -> ConfigDict:
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str:
-    """A hint: the key of the same last name in another group, or the one spelt most alike."""
+    """A hint: keys of the same last name in other groups, or the one spelt most alike."""
     namesakes = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-    near = namesakes or difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
-    return f" Did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
+    if namesakes:
+        near = difflib.get_close_matches(key, namesakes, n=3, cutoff=0.0)
+    else:
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.4)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -21,7 +21,11 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("totl_steps=5", "'total_steps'"), ("data.tokenizer.kind=bpe", "tokenizer.kind is 'bpe'")],
+    [
+        ("totl_steps=5", "'total_steps'"),
+        ("modle.vision.depth=1", "Did you mean 'model.vision.depth' or "),
+        ("data.tokenizer.kind=bpe", "tokenizer.kind is 'bpe'"),
+    ],
 )
 def test_the_command_ends_with_one_message(tmp_path, override, said):
     result = command(

@@ -74,7 +74,6 @@ def call(model):
                 lambda params, *args: model.setup.model.apply(
                     {"params": params}, *args, method=name
                 ),
-                compiler_options={"xla_backend_optimization_level": 0},
             )
         return methods[name](model.params, *args)
 

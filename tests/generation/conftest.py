@@ -42,12 +42,6 @@ def model():
     return MPlug(CONFIG)
 
 
-@pytest.fixture(scope="session")
-def compiled():
-    """jit that spends less on optimising: these models compile for longer than they run."""
-    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @functools.lru_cache
 def _decoder_shapes():
     shapes = jax.eval_shape(functools.partial(init_params, CONFIG), jax.random.key(0))

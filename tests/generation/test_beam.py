@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,14 +38,14 @@ def log_probs_of(settings, reader):
 
 
 @pytest.fixture(scope="module")
-def search(model, compiled, ids_of):
+def search(model, ids_of):
     """(procedure, case, other settings) -> compiled search."""
 
     @functools.cache
     def make(procedure, min_length=0, prompt=None, beams=BEAMS, max_length=MAX_LENGTH, **more):
         config = BeamConfig(beams, max_length, min_length, ALPHA, procedure, **more)
         prompt = None if prompt is None else np.array(prompt)
-        run = compiled(
+        run = jax.jit(
             lambda params, memory, mask, allowed: beam_search(
                 model, params, memory, mask, config, prompt_ids=prompt, allowed=allowed, **ids_of
             )
@@ -216,10 +217,10 @@ def test_search_stays_within_the_allowed_tokens(settings, search, log_probs_of, 
 @pytest.mark.parametrize("case", [PLAIN, PROMPTED])
 @pytest.mark.parametrize("procedure", ["official", "standard"])
 def test_scores_are_those_of_reading_the_texts_again(
-    settings, search, model, compiled, ids_of, procedure, case
+    settings, search, model, ids_of, procedure, case
 ):
     prompt = None if case["prompt"] is None else np.array(case["prompt"])
-    read = compiled(
+    read = jax.jit(
         functools.partial(sequence_log_probs, model, cls_id=ids_of["cls_id"], prompt_ids=prompt)
     )
     for params, memory, mask in settings:
@@ -229,9 +230,9 @@ def test_scores_are_those_of_reading_the_texts_again(
         np.testing.assert_allclose(scores, got.scores, atol=2e-5)
 
 
-def test_cross_keys_are_not_repeated_for_each_beam(settings, model, compiled, ids_of):
+def test_cross_keys_are_not_repeated_for_each_beam(settings, model, ids_of):
     config = BeamConfig(BEAMS, MAX_LENGTH, procedure="official")
-    run = compiled(functools.partial(beam_search, model, config=config, **ids_of))
+    run = jax.jit(functools.partial(beam_search, model, config=config, **ids_of))
     program = run.lower(*settings[0]).compile().as_text()
     shapes = [
         [int(n) for n in shape.split(",")] for shape in re.findall(r"f32\[([\d,]+)\]", program)

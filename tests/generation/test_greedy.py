@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,8 +19,8 @@ def setting(make_params, make_memory):
 
 
 @pytest.fixture(scope="module")
-def decode(model, compiled, ids_of):
-    return compiled(functools.partial(greedy, model, max_length=MAX_LENGTH, **ids_of))
+def decode(model, ids_of):
+    return jax.jit(functools.partial(greedy, model, max_length=MAX_LENGTH, **ids_of))
 
 
 def naive(reader, ids_of, params, memory, mask, prompt=(), min_length=0, allowed=None):
@@ -48,16 +49,14 @@ def test_greedy_is_the_uncached_loop_and_pads_after_sep(setting, decode, reader,
     np.testing.assert_array_equal(got, want)
 
 
-def test_greedy_continues_a_prompt_within_the_allowed_tokens(
-    setting, reader, model, compiled, ids_of
-):
+def test_greedy_continues_a_prompt_within_the_allowed_tokens(setting, reader, model, ids_of):
     rng = np.random.default_rng(4)
     allowed = rng.random((MAX_LENGTH, model.config.text.vocab_size)) < 0.5
     # The last token is no [SEP] either way.
     allowed[:, 5], allowed[:, ids_of["sep_id"]] = True, True
     options = {"min_length": 3, "allowed": allowed}
     prompt = (ids_of["cls_id"], 7, 4)
-    got = compiled(
+    got = jax.jit(
         functools.partial(
             greedy, model, max_length=MAX_LENGTH, prompt_ids=np.array(prompt), **options, **ids_of
         )

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,10 +58,8 @@ def expected(log_probs, k, first_counts):
     ("score", "first_counts", "k", "chunk"),
     [("official", 2, 5, 16), ("likelihood", 1, 5, 2), ("likelihood", 1, 7, 3)],
 )
-def test_ranking_is_the_numpy_one(
-    setting, log_probs, model, compiled, score, first_counts, k, chunk
-):
-    rank = compiled(functools.partial(rank_answers, model, k=k, score=score, chunk=chunk))
+def test_ranking_is_the_numpy_one(setting, log_probs, model, score, first_counts, k, chunk):
+    rank = jax.jit(functools.partial(rank_answers, model, k=k, score=score, chunk=chunk))
     ids, probs = rank(*setting, ANSWERS, MASK)
     want_ids, want_probs = expected(log_probs, k, first_counts)
     np.testing.assert_array_equal(ids, want_ids)
@@ -70,8 +69,8 @@ def test_ranking_is_the_numpy_one(
     assert k == 7 or np.any(want_ids != expected(log_probs, 7, first_counts)[0][:, :k])
 
 
-def test_padding_of_answers_does_not_matter(setting, model, compiled):
-    rank = compiled(functools.partial(rank_answers, model, k=5, chunk=2))
+def test_padding_of_answers_does_not_matter(setting, model):
+    rank = jax.jit(functools.partial(rank_answers, model, k=5, chunk=2))
     ids, probs = rank(*setting, ANSWERS, MASK)
     other_ids, other_probs = rank(*setting, np.where(MASK, ANSWERS, 10), MASK)
     np.testing.assert_array_equal(other_ids, ids)

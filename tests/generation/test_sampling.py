@@ -18,10 +18,10 @@ def setting(make_params, make_memory):
 
 
 @pytest.fixture(scope="module")
-def texts_of(model, compiled, ids_of):
+def texts_of(model, ids_of):
     """Compiled sampling of texts of up to 6 tokens, 4 a picture."""
     config = SampleConfig(samples=4, max_length=6, min_length=2, top_p=0.95)
-    return compiled(
+    return jax.jit(
         lambda params, memory, mask, key, row_ids: sample(
             model, params, memory, mask, config, key, row_ids=row_ids, **ids_of
         )
@@ -55,13 +55,13 @@ def first_token_probs(log_probs, config, allowed):
     ],
 )
 def test_frequencies_are_the_softmax_cut_off(
-    make_params, make_memory, model, compiled, reader, ids_of, options, support
+    make_params, make_memory, model, reader, ids_of, options, support
 ):
     params, (memory, mask) = make_params(11), make_memory(5, ROWS)
     allowed = np.arange(VOCAB) != options.get("banned", -1)
     settings = {name: value for name, value in options.items() if name != "banned"}
     config = SampleConfig(samples=DRAWS, max_length=1, **settings)
-    run = compiled(functools.partial(sample, model, config=config, allowed=allowed, **ids_of))
+    run = jax.jit(functools.partial(sample, model, config=config, allowed=allowed, **ids_of))
     got = run(params, memory, mask, rng=jax.random.key(3))
     assert got.ids.shape == (ROWS, DRAWS, 1) and np.all(got.lengths == 1)
     for row in range(ROWS):
@@ -96,7 +96,7 @@ def test_texts_depend_on_key_and_row_id_alone(setting, make_memory, texts_of):
     assert len({tuple(text) for text in got.ids[0].tolist()}) > 1
 
 
-def test_log_probs_and_lengths_are_those_of_the_texts(setting, model, compiled, texts_of, ids_of):
+def test_log_probs_and_lengths_are_those_of_the_texts(setting, model, texts_of, ids_of):
     params, memory, mask = setting
     got = texts_of(params, memory, mask, jax.random.key(4), np.arange(3))
     ids, lengths = np.asarray(got.ids), np.asarray(got.lengths)
@@ -106,7 +106,7 @@ def test_log_probs_and_lengths_are_those_of_the_texts(setting, model, compiled, 
         assert not np.isin(text[: length - 1], [0, 1, 2]).any() and not text[length:].any()
     assert lengths.min() > 2
     assert got.steps == lengths.max()
-    read = compiled(functools.partial(sequence_log_probs, model, cls_id=ids_of["cls_id"]))
+    read = jax.jit(functools.partial(sequence_log_probs, model, cls_id=ids_of["cls_id"]))
     want = read(params, got.ids, got.mask, memory, mask)
     np.testing.assert_allclose(got.log_probs, want, rtol=1e-5, atol=1e-5)
 

@@ -21,9 +21,9 @@ def setting(make_params, make_memory):
 
 
 @pytest.fixture(scope="module")
-def score(model, compiled, ids_of):
+def score(model, ids_of):
     """Compiled scoring; prompt and random streams are arguments as well."""
-    return compiled(functools.partial(sequence_log_probs, model, cls_id=ids_of["cls_id"]))
+    return jax.jit(functools.partial(sequence_log_probs, model, cls_id=ids_of["cls_id"]))
 
 
 @pytest.mark.parametrize("prompt", [None, np.array([[1, 7, 4], [1, 3, 9]])])
@@ -39,11 +39,11 @@ def test_scores_are_those_of_each_token(setting, score, reader, ids_of, prompt):
                 np.testing.assert_allclose(got[row, number, t], want, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_is_the_slope_and_padding_has_none(setting, model, compiled, ids_of):
+def test_gradient_is_the_slope_and_padding_has_none(setting, model, ids_of):
     params, memory, mask, ids, text_mask = setting
     weights = np.random.default_rng(0).normal(size=ids.shape[:2])
 
-    @compiled
+    @jax.jit
     @jax.value_and_grad
     def total(memory, text_mask):
         log_probs = sequence_log_probs(

@@ -71,12 +71,6 @@ def small():
 
 
 @pytest.fixture(scope="session")
-def compiled():
-    """jit that spends less on optimising: these models compile for longer than they run."""
-    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@pytest.fixture(scope="session")
 def params_of():
     """config -> parameters (NumPy float32)."""
     return filled_params

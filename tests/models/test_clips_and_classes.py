@@ -9,7 +9,7 @@ from mplug_jax.models.mplug import MPlug
 RNG = np.random.default_rng(0)
 
 
-def test_a_clip_is_the_tokens_of_its_frames(small, params_of, compiled):
+def test_a_clip_is_the_tokens_of_its_frames(small, params_of):
     config = small.replace(frames=3)
     params, clip = params_of(config), RNG.normal(size=(2, 3, 8, 18, 3)).astype(np.float32)
 
@@ -18,9 +18,9 @@ def test_a_clip_is_the_tokens_of_its_frames(small, params_of, compiled):
         embeds = model.apply({"params": params}, image, method="encode_image")
         return embeds, model.apply({"params": params}, embeds, method="project_image")
 
-    embeds, feats = compiled(encode)(params, clip)
+    embeds, feats = jax.jit(encode)(params, clip)
     one = MPlug(small)
-    frames = compiled(lambda p, x: one.apply({"params": p}, x, method="encode_image"))(
+    frames = jax.jit(lambda p, x: one.apply({"params": p}, x, method="encode_image"))(
         params, clip.reshape(6, 8, 18, 3)
     )
     np.testing.assert_allclose(embeds.reshape(frames.shape), frames, atol=2e-6)
@@ -34,13 +34,13 @@ def test_a_clip_is_the_tokens_of_its_frames(small, params_of, compiled):
 
 @pytest.mark.parametrize("classified", [1, 2])
 def test_the_classifier_reads_the_first_tokens_of_texts_in_a_row(
-    small, params_of, reference, compiled, classified
+    small, params_of, reference, classified
 ):
     config = small.replace(classes=3, classified=classified)
     params = params_of(config)
     fused = RNG.normal(size=(4, 5, config.text.width)).astype(np.float32)
     model = MPlug(config)
-    logits = compiled(lambda p, x: model.apply({"params": p}, x, method="classify"))(params, fused)
+    logits = jax.jit(lambda p, x: model.apply({"params": p}, x, method="classify"))(params, fused)
     p = params["classifier"]
     x = fused[:, 0].reshape(4 // classified, -1)
     wanted = reference.dense(p["out"], reference.gelu(reference.dense(p["hidden"], x)))

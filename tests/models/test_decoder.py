@@ -1,5 +1,6 @@
 """The decoder against NumPy, and its cache against itself without one."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,12 +22,12 @@ def make(config, params_of):
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_decoder_is_the_numpy_one_causal_and_blind_to_masked_memory(
-    compiled, small, params_of, reference, norm
+    small, params_of, reference, norm
 ):
     config = small.replace(text={"norm": norm})
     module, variables = make(config, params_of)
     memory, mask = memories(config.text.width)
-    run = compiled(module.apply)
+    run = jax.jit(module.apply)
     # Two texts a row of memory, as neighbours.
     got = run(variables, IDS, memory, mask)
     want = reference.decoder(
@@ -45,12 +46,12 @@ def test_decoder_is_the_numpy_one_causal_and_blind_to_masked_memory(
     np.testing.assert_array_equal(run(variables, IDS, hidden, mask), got)
 
 
-def test_cached_logits_are_the_uncached_ones_also_after_a_reorder(compiled, small, params_of):
+def test_cached_logits_are_the_uncached_ones_also_after_a_reorder(small, params_of):
     module, variables = make(small.replace(text={"norm": "pre"}), params_of)
     memory, mask = memories(small.text.width)
-    whole = compiled(module.apply)
-    step = compiled(lambda v, ids, cache: module.apply(v, ids, mask, cache, method="decode_step"))
-    cache = compiled(lambda v, m: module.apply(v, m, 2, IDS.shape[1], method="init_cache"))(
+    whole = jax.jit(module.apply)
+    step = jax.jit(lambda v, ids, cache: module.apply(v, ids, mask, cache, method="decode_step"))
+    cache = jax.jit(lambda v, m: module.apply(v, m, 2, IDS.shape[1], method="init_cache"))(
         variables, memory
     )
     assert cache.cross_keys.shape[1] == 2 and cache.self_keys.shape[1] == 4

@@ -70,11 +70,11 @@ def streams(config):
         ("asymmetric", "pre", ("cross", "cross")),
     ],
 )
-def test_fusion_is_the_numpy_one(compiled, small, params_of, reference, schedule, norm, kinds):
+def test_fusion_is_the_numpy_one(small, params_of, reference, schedule, norm, kinds):
     config = small.replace(text={"norm": norm}, fusion={"schedule": schedule, "stride": 1})
     params = params_of(config)["fusion"]
     image, text, mask, index = streams(config)
-    run = compiled(Fusion(config.fusion, config.text).apply)
+    run = jax.jit(Fusion(config.fusion, config.text).apply)
 
     got = run({"params": params}, image, text, mask, index)
     want = reference.fusion(
@@ -102,10 +102,10 @@ def test_rows_are_taken_within_parts():
     assert take_rows(x, None) is x
 
 
-def test_an_index_equals_gathered_pictures(compiled, small, params_of):
+def test_an_index_equals_gathered_pictures(small, params_of):
     variables = {"params": params_of(small)["fusion"]}
     image, text, mask, index = streams(small)
-    run = compiled(Fusion(small.fusion, small.text).apply)
+    run = jax.jit(Fusion(small.fusion, small.text).apply)
     shared = run(variables, image, text, mask, index)
     gathered = run(variables, image[index], text, mask)
     for a, b in zip(shared, gathered, strict=True):

@@ -52,7 +52,7 @@ def test_shapes_and_types(small, shapes_of, dtype):
     }
 
 
-def test_bfloat16_stays_near_float64(small, params_of, reference, compiled):
+def test_bfloat16_stays_near_float64(small, params_of, reference):
     rng, params = np.random.default_rng(2), params_of(small)
     image = rng.normal(size=(3, 8, 18, 3)).astype(np.float32)
     _, ids, mask = inputs(small)
@@ -62,7 +62,7 @@ def test_bfloat16_stays_near_float64(small, params_of, reference, compiled):
         _, fused = model.fuse(image_embeds, text_embeds, mask)
         return model.project_image(image_embeds), model.match(fused), model.mlm_logits(fused)
 
-    half = compiled(nn.apply(forward, MPlug(small.replace(dtype="bfloat16"))))({"params": params})
+    half = jax.jit(nn.apply(forward, MPlug(small.replace(dtype="bfloat16"))))({"params": params})
 
     eye, bridge = params["visual_encoder"], params["bridge"]
     tokens = reference.vit(eye, np.float64(image), small.vision, eye["position_embedding"])
@@ -101,7 +101,7 @@ def test_heads_read_the_first_token_and_the_tied_embedding(small, params_of, ref
 
 
 def test_the_width_bridge_is_linear_then_norm_and_only_where_widths_differ(
-    small, params_of, shapes_of, reference, compiled
+    small, params_of, shapes_of, reference
 ):
     params = params_of(small)
     image = inputs(small)[0]
@@ -109,7 +109,7 @@ def test_the_width_bridge_is_linear_then_norm_and_only_where_widths_differ(
     def both(module, x):
         return module.encode_image(x), module.visual_encoder(x)
 
-    got, tokens = compiled(nn.apply(both, MPlug(small)))({"params": params}, image)
+    got, tokens = jax.jit(nn.apply(both, MPlug(small)))({"params": params}, image)
     linear = reference.dense(params["bridge"]["dense"], np.float64(tokens))
     want = reference.layer_norm(params["bridge"]["layer_norm"], linear, 1e-12)
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -148,7 +148,7 @@ def matrix_products(function, params):
 
 
 @pytest.fixture(scope="module")
-def decoder_step(small, params_of, compiled):
+def decoder_step(small, params_of):
     """changes -> ((loss, gradients), number of matrix products) of the decoder, a scan."""
     memory = np.random.default_rng(0).normal(size=(2, 3, small.text.width)).astype(np.float32)
     ids, mask = np.array([[2, 9, 14, 3], [2, 7, 5, 11]]), np.ones((2, 3), bool)
@@ -156,7 +156,7 @@ def decoder_step(small, params_of, compiled):
 
     def step(**changes):
         function = loss_and_grads(small.replace(**changes), "decode", ids, memory, mask)
-        return compiled(function)(params), matrix_products(function, params)
+        return jax.jit(function)(params), matrix_products(function, params)
 
     return step
 
@@ -206,15 +206,15 @@ def test_every_kind_of_fusion_layer_is_recomputed(small, fusion_step, schedule):
     assert counts[0] < counts[1]
 
 
-def test_remat_of_fusion_layers_changes_no_number(small, fusion_step, compiled):
+def test_remat_of_fusion_layers_changes_no_number(small, fusion_step):
     plain, full = (
-        compiled(function)(params)
+        jax.jit(function)(params)
         for function, params in (fusion_step(small, remat) for remat in ("none", "full"))
     )
     assert_same_step(full, plain)
 
 
-def test_dropout_is_where_the_original_has_it(small, params_of, compiled):
+def test_dropout_is_where_the_original_has_it(small, params_of):
     image, ids, mask = inputs(small)
 
     def towers(model):
@@ -222,7 +222,7 @@ def test_dropout_is_where_the_original_has_it(small, params_of, compiled):
 
     def run(changes, **rngs):
         forward = nn.apply(towers, MPlug(small.replace(**changes)))
-        return compiled(lambda params: forward({"params": params}, rngs=rngs))(params_of(small))
+        return jax.jit(lambda params: forward({"params": params}, rngs=rngs))(params_of(small))
 
     rates = {
         "image attention": {"vision": {"attention_dropout": 0.5}},
@@ -250,11 +250,11 @@ def test_dropout_is_where_the_original_has_it(small, params_of, compiled):
     }
 
 
-def test_initial_values(small, compiled):
+def test_initial_values(small):
     def start(model, image, ids, mask):
         return model.encode_image(image), model.match(model.encode_text(ids, mask))
 
-    init = compiled(nn.init(start, MPlug(small)))
+    init = jax.jit(nn.init(start, MPlug(small)))
     params = nn.meta.unbox(init(quick_key(0), *inputs(small)))["params"]
     flat = flatten_dict(params, sep="/")
     assert flat.pop("temperature") == pytest.approx(0.07)

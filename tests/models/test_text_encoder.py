@@ -1,5 +1,6 @@
 """The text encoder against NumPy, and what padding may not do."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,11 +12,11 @@ MASK = IDS > 0
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_text_encoder_is_the_numpy_one_and_padding_changes_nothing(
-    compiled, small, params_of, reference, norm
+    small, params_of, reference, norm
 ):
     config = small.replace(text={"norm": norm})
     params = params_of(config)["text_encoder"]
-    run = compiled(TextEncoder(config.text).apply)
+    run = jax.jit(TextEncoder(config.text).apply)
     got = run({"params": params}, IDS, MASK)
     want = reference.text_encoder(params, IDS, MASK, config.text)
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -28,12 +29,10 @@ def test_text_encoder_is_the_numpy_one_and_padding_changes_nothing(
     assert np.abs(seen[0, :4] - got[0, :4]).max() > 0.01
 
 
-def test_each_block_is_in_the_intermediates(compiled, small, params_of):
+def test_each_block_is_in_the_intermediates(small, params_of):
     module = TextEncoder(small.text)
     variables = {"params": params_of(small)["text_encoder"]}
-    out, state = compiled(lambda v: module.apply(v, IDS, MASK, mutable=["intermediates"]))(
-        variables
-    )
+    out, state = jax.jit(lambda v: module.apply(v, IDS, MASK, mutable=["intermediates"]))(variables)
     blocks = state["intermediates"]["blocks"]["output"][0]
     assert blocks.shape == (small.text.depth, *IDS.shape, small.text.width)
     np.testing.assert_array_equal(blocks[-1], out)

@@ -59,14 +59,14 @@ def test_bytes_are_normalised_and_floats_are_taken_as_they_come():
 
 
 @pytest.mark.parametrize(("kind", "grid"), [({}, (2, 3)), ({}, (3, 2)), (DINOV2, (2, 3))])
-def test_vit_is_the_numpy_one(compiled, small, params_of, reference, kind, grid):
+def test_vit_is_the_numpy_one(small, params_of, reference, kind, grid):
     config = small.replace(vision=kind)
     vision = config.vision
     assert vision.grid == (2, 3)  # so that the second grid is another one
     params = params_of(config)["visual_encoder"]
     sides = [side * patch for side, patch in zip(grid, vision.patch_size, strict=True)]
     image = np.random.default_rng(1).normal(size=(2, *sides, 3)).astype(np.float32)
-    got = compiled(ViT(vision).apply)({"params": params}, image)
+    got = jax.jit(ViT(vision).apply)({"params": params}, image)
     positions = resized(params["position_embedding"], vision.grid, grid)
     assert got.shape == (2, 7, vision.width)
     np.testing.assert_allclose(got, reference.vit(params, image, vision, positions), atol=1e-4)
@@ -91,7 +91,7 @@ def test_a_picture_without_whole_patches_is_refused(small):
         ViT(small.vision).init(jax.random.key(0), np.zeros((1, 8, 20, 3), np.float32))
 
 
-def test_the_convolutional_stem_keeps_the_patch_grid(compiled):
+def test_the_convolutional_stem_keeps_the_patch_grid():
     vision = VisionConfig(
         image_size=(16, 32), patch_size=(8, 8), width=32, depth=1, heads=2, mlp_dim=8, stem="conv"
     )
@@ -108,7 +108,7 @@ def test_the_convolutional_stem_keeps_the_patch_grid(compiled):
     image = rng.normal(size=(1, 16, 32, 3)).astype(np.float32)
     changed = image.copy()
     changed[:, 3:5, 11:13] += 1  # inside the patch of row 0, column 1
-    run = compiled(ConvStem(vision, jnp.float32).apply)
+    run = jax.jit(ConvStem(vision, jnp.float32).apply)
     moved = np.abs(run({"params": params}, changed) - run({"params": params}, image)).max((0, 3))
     # Each layer looks one pixel to the right and down, three of them 14: into the next patch.
     assert moved.shape == (2, 4) and moved[0, 1] > 0.01

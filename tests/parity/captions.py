@@ -13,7 +13,7 @@ from mplug_jax.config import OFFICIAL_NO_DECAY, defaults
 from mplug_jax.objectives.captioning import caption_loss
 from mplug_jax.objectives.scst import beam_scores, scst_loss
 from mplug_jax.training.optimizer import make_optimizer
-from tests.parity.cases import SPECIAL, Case, compiled
+from tests.parity.cases import SPECIAL, Case
 from tests.parity.common import (
     NO_TOKEN,
     Value,
@@ -89,7 +89,7 @@ def adamw(case: Case) -> Values:
     losses = sum(name.startswith("adamw/loss_step") for name in case.outputs)
     optimizer = make_optimizer(case.params, config, losses - 1)
 
-    @compiled
+    @jax.jit
     def update(params: Any, state: Any) -> Any:
         loss, grads = jax.value_and_grad(lambda p: _caption_loss(case, p)[0])(params)
         updates, state = optimizer.update(grads, state, params)

@@ -128,8 +128,3 @@ def channels_last(pixels: np.ndarray) -> np.ndarray:
 def ids_of(array: np.ndarray) -> jax.Array:
     """Token ids as we hold them."""
     return jnp.asarray(array, jnp.int32)
-
-
-def compiled(function: Any) -> Any:
-    """Optimised less: the cases compile for longer than they run."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug_jax.generation.beam import BeamConfig, Hypotheses, beam_search
-from tests.parity.cases import SPECIAL, Case, compiled
+from tests.parity.cases import SPECIAL, Case
 
 # What the official code fills texts of unequal length with.
 NO_TOKEN = {"pad_id": -1}
@@ -45,7 +45,7 @@ def memory_of_question(case: Case, params: Any, image: Any) -> tuple[Any, Any]:
 
 def gradients(case: Case, loss: Callable[[Any], Any], prefix: str) -> tuple[Any, Values]:
     """(loss and its aux, the gradients with their global norm) by official names."""
-    result, grads = compiled(jax.value_and_grad(loss, has_aux=True))(case.params)
+    result, grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
     named = case.official_names(grads)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in named.values()))
     values = {f"{prefix}{name}": Value(g) for name, g in named.items()}
@@ -69,7 +69,7 @@ def search(case: Case, memory: Any, prompt_ids: Any = None) -> Hypotheses:
             case.model, params, *memory, config, prompt_ids=prompt_ids, **SPECIAL | NO_TOKEN
         )
 
-    return compiled(search)(case.params, memory)
+    return jax.jit(search)(case.params, memory)
 
 
 def found_texts(case: Case, found: Hypotheses, name: str, prompt: Any) -> Values:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ from mplug_jax.objectives.itc import ITCQueue, enqueue, itc_loss
 from mplug_jax.objectives.itm import itm_labels, itm_loss, negative_weights
 from mplug_jax.objectives.momentum import ema
 from mplug_jax.training.step import keep_frozen
-from tests.parity.cases import SPECIAL, Case, channels_last, compiled, ids_of
+from tests.parity.cases import SPECIAL, Case, channels_last, ids_of
 from tests.parity.common import (
     MOMENTUM,
     OFFICIAL_TEACHER_FROZEN,
@@ -49,7 +50,7 @@ def retrieval(case: Case) -> Values:
         ]
         return image, text, *projected
 
-    _, _, image_m, text_m = compiled(features)(teacher)
+    _, _, image_m, text_m = jax.jit(features)(teacher)
     values: Values = {}
     for alpha in (0.0, 0.4):
         loss = functools.partial(
@@ -124,7 +125,7 @@ def _two_stage(case: Case) -> Values:
         feats = case.apply(params, "project_image", image), case.apply(params, "project_text", text)
         return feats[0] @ feats[1].T, match
 
-    similarity, match = (np.asarray(x) for x in compiled(score)(case.params))
+    similarity, match = (np.asarray(x) for x in jax.jit(score)(case.params))
     values, scores = {}, []
     for name, sims, logits in (("i2t", similarity, match), ("t2i", similarity.T, match.T)):
         best = top_k_indices(sims, k)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 
-from tests.parity.cases import Case, compiled
+from tests.parity.cases import Case
 from tests.parity.common import Value, Values
 
 
@@ -19,7 +20,7 @@ def towers(case: Case) -> Values:
         text = model.encode_text(ids, mask)
         return image, text, model.fuse(image, text, mask)
 
-    run = compiled(nn.apply(forward, case.model, mutable=["intermediates"]))
+    run = jax.jit(nn.apply(forward, case.model, mutable=["intermediates"]))
     (image, text, (fused_image, fused_text)), state = run({"params": case.params})
     seen = state["intermediates"]
     vit, bert = seen["visual_encoder"], seen["text_encoder"]
@@ -42,4 +43,4 @@ def towers(case: Case) -> Values:
 
 
 def _ln_post_out(case: Case) -> Any:
-    return compiled(lambda p: case.apply(p, lambda m: m.visual_encoder(case.image)))(case.params)
+    return jax.jit(lambda p: case.apply(p, lambda m: m.visual_encoder(case.image)))(case.params)

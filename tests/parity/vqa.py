@@ -12,7 +12,7 @@ from mplug_jax.generation.ranking import rank_answers
 from mplug_jax.objectives.momentum import ema
 from mplug_jax.objectives.vqa import answer_losses, vqa_loss
 from mplug_jax.training.step import keep_frozen
-from tests.parity.cases import Case, channels_last, compiled
+from tests.parity.cases import Case, channels_last
 from tests.parity.common import (
     MOMENTUM,
     OFFICIAL_TEACHER_FROZEN,
@@ -88,7 +88,7 @@ def _ranking(case: Case, image: Any) -> Any:
         memory = case.apply(params, "memory", *case.apply(params, "fuse", embeds, text, mask), mask)
         return rank_answers(case.model, params, *memory, *answers, k=k, score="official")
 
-    return compiled(rank)(case.params)
+    return jax.jit(rank)(case.params)
 
 
 def vqa_momentum(case: Case) -> Values:
@@ -99,7 +99,7 @@ def vqa_momentum(case: Case) -> Values:
     teacher = ema(case.imported("_m"), case.params, MOMENTUM)
     # Official mistake: the teacher's fusion network is in no list of pairs to average.
     teacher = keep_frozen(case.imported("_m"), teacher, OFFICIAL_TEACHER_FROZEN)
-    logits = compiled(lambda p: _answer_logits(case, p, ids, mask))
+    logits = jax.jit(lambda p: _answer_logits(case, p, ids, mask))
     online, taught = logits(case.params)[:, :, :-1], logits(teacher)[:, :, :-1]
     each = answer_losses(online, ids, mask, taught, 0.4, softmax_axis="sequence")[rows]
     values = {

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mplug_jax.data.pipeline import train_iterator
 from mplug_jax.tasks.pretrain import Pretrain
 from mplug_jax.validation import validate
-from tests.tasks.pretraining import INVALID, SIZE, compiled, shrunk
+from tests.tasks.pretraining import INVALID, SIZE, shrunk
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def call(plain, params):
 
     def call(name: str, *args: Any, weights: Any = params) -> Any:
         if name not in methods:
-            methods[name] = compiled(
+            methods[name] = jax.jit(
                 lambda weights, *args: plain.setup.model.apply(
                     {"params": weights}, *args, method=name
                 )

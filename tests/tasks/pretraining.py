@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,8 +26,3 @@ def shrunk() -> ConfigDict:
     config.data.train = ({**config.data.train[0], "size": 64},)
     few_texts(config, 128)
     return config
-
-
-def compiled(function: Any) -> Any:
-    """Optimised less: this compiles for longer than it runs."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mplug_jax.tasks.pretrain import Pretrain
-from tests.tasks.pretraining import INVALID, RNG, compiled, shrunk
+from tests.tasks.pretraining import INVALID, RNG, shrunk
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def plain_gradient(plain, params):
         total, _, metrics = plain.loss(params, None, None, batch, RNG, jnp.int32(0))
         return total, metrics
 
-    gradient = compiled(jax.value_and_grad(loss, has_aux=True))
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return lambda batch: gradient(params, batch)
 
 
@@ -64,7 +64,7 @@ def teacher(build):
 
 @pytest.fixture(scope="module")
 def teacher_loss(teacher, params, momentum_params):
-    loss = compiled(teacher.loss)
+    loss = jax.jit(teacher.loss)
     return lambda extra, batch, step: loss(
         params, momentum_params, extra, batch, RNG, jnp.int32(step)
     )
@@ -91,7 +91,7 @@ def test_total_is_the_weighted_sum(build, params, batch, plain_gradient):
     for name, weight in weights.items():
         config.objectives[name].weight = weight
     task = build(config)
-    total, _, metrics = compiled(task.loss)(params, None, None, batch, RNG, jnp.int32(0))
+    total, _, metrics = jax.jit(task.loss)(params, None, None, batch, RNG, jnp.int32(0))
     for name in NAMES:
         np.testing.assert_allclose(metrics[f"loss_{name}"], terms[name], rtol=1e-5)
     np.testing.assert_allclose(total, sum(weights[n] * terms[n] for n in NAMES), rtol=1e-5)
@@ -103,7 +103,7 @@ def test_an_objective_without_weight_is_left_out(build, params, batch, plain_gra
     for name in off:
         config.objectives[name].weight = 0.0
     task = build(config)
-    total, _, metrics = compiled(task.loss)(params, None, None, batch, RNG, jnp.int32(0))
+    total, _, metrics = jax.jit(task.loss)(params, None, None, batch, RNG, jnp.int32(0))
     rest = [name for name in NAMES if name not in off]
     assert {n for n in metrics if n.startswith("loss_")} == {f"loss_{n}" for n in rest}
     (_, all_metrics), _ = plain_gradient(batch)
@@ -178,7 +178,7 @@ def test_the_queue_takes_the_teachers_features(teacher_loss, queue, batch, call,
 
 def test_alpha_rises_from_nothing(build, teacher_loss, queue, batch, params, momentum_params):
     start, half, full, beyond = (teacher_loss(queue, batch, step) for step in (0, 2, 4, 400))
-    hard = compiled(build(with_teacher(0.0)).loss)(
+    hard = jax.jit(build(with_teacher(0.0)).loss)(
         params, momentum_params, queue, batch, RNG, jnp.int32(100)
     )
     for name in NAMES:
@@ -224,7 +224,7 @@ def test_rematerialisation_changes_no_loss_and_no_gradient(build, params, batch,
     assert repeats(gradient(task))
     assert not repeats(gradient(task.without_remat()))
     assert task.model_config.remat == "full"  # the task itself is unchanged
-    total, grads = compiled(gradient(task))(params)
+    total, grads = jax.jit(gradient(task))(params)
     (expected, _), expected_grads = plain_gradient(batch)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):

@@ -15,7 +15,7 @@ from mplug_jax.objectives.itc import ITCOutput
 from mplug_jax.objectives.itm import sample_negatives
 from mplug_jax.objectives.stacking import join_parts
 from mplug_jax.tasks.pretrain import Pretrain, Texts
-from tests.tasks.pretraining import RNG, SIZE, compiled, shrunk
+from tests.tasks.pretraining import RNG, SIZE, shrunk
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_fused_rows_are_the_separate_passes(build, params, batch, call, pools):
         rows = task._fused_rows(itm_key(), similarities(), batch)
         return task._fused_outputs(params, encoded, texts, rows, None)
 
-    outputs = compiled(lambda params, batch: together(params, ids, mask, batch))(params, batch)
+    outputs = jax.jit(lambda params, batch: together(params, ids, mask, batch))(params, batch)
 
     sims = similarities()
     negatives = sample_negatives(
@@ -149,7 +149,7 @@ def test_pools_of_two_are_pairs_trained_alone(build, params, batch):
         config = pooled(pools)
         config.objectives.mlm.weight = 0.0
         task = build(config)
-        loss = compiled(lambda batch: task.loss(params, None, None, batch, RNG, jnp.int32(0))[2])
+        loss = jax.jit(lambda batch: task.loss(params, None, None, batch, RNG, jnp.int32(0))[2])
         return [loss({name: x[own] for name, x in batch.items()}) for own in rows]
 
     valid = batch["valid"].reshape(-1, 2)

@@ -29,7 +29,6 @@ from mplug_jax.tasks.scst import Rewards, references
 from mplug_jax.train import train
 from mplug_jax.training.metrics import read_metrics
 from mplug_jax.training.sharding import make_mesh, replicated
-from tests.tasks.pretraining import compiled
 
 ROWS, TEXTS, LENGTH = 8, 3, 6
 PROMPT = "a"
@@ -131,7 +130,7 @@ def test_texts_are_those_of_a_beam_search_over_the_pictures(task, params, batch,
         beams = beam_search(model, params, memory, mask, BeamConfig(TEXTS, LENGTH), **given)
         return beams, greedy(model, params, memory, mask, max_length=LENGTH, **given)
 
-    found, single = compiled(search)(params, batch["image"])
+    found, single = jax.jit(search)(params, batch["image"])
     start = len(prompt)
     assert rolled["text_ids"].shape == (ROWS, TEXTS, start + LENGTH)
     assert (rolled["text_ids"][..., :start] == prompt).all()
@@ -218,9 +217,9 @@ def test_the_gradient_makes_the_better_text_likelier(task, params, batch):
         assert extra is None
         return value, metrics
 
-    step = compiled(jax.value_and_grad(objective, has_aux=True))
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (value, metrics), grads = step(params, told)
-    scores = compiled(scores)
+    scores = jax.jit(scores)
     before = scores(params)
     after = scores(jax.tree.map(lambda p, g: p - 1e-2 * g, params, grads))
     assert after[0] > before[0] and after[1] < before[1]

@@ -99,8 +99,6 @@ def pretrain_step(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
-        # Optimised less: this compiles for longer than it runs.
-        compiler_options={"xla_backend_optimization_level": 0},
     )
     example = {k: v[0] for k, v in pretrain_batch(task, 16).items()}
     with on_mesh(mesh):

@@ -19,7 +19,6 @@ from mplug_jax.models.config import ModelConfig, preset
 from mplug_jax.models.mplug import MPlug, init_params
 from mplug_jax.tasks.setup import Setup
 from mplug_jax.training.sharding import make_mesh, replicated
-from tests.tasks.pretraining import compiled
 
 LENGTH = 40
 BINS = 9
@@ -75,7 +74,7 @@ class Call:
 
     def __call__(self, name: str, *args: Any) -> np.ndarray | tuple[np.ndarray, ...]:
         if name not in self._methods:
-            self._methods[name] = compiled(
+            self._methods[name] = jax.jit(
                 lambda params, *args: self._model.apply({"params": params}, *args, method=name)
             )
         return jax.tree.map(np.asarray, self._methods[name](self._params, *args))

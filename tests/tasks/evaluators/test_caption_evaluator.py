@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,6 @@ from mplug_jax.tasks.evaluators.caption import CaptionEvaluator
 from mplug_jax.tasks.evaluators.held_out import HeldOut
 from tests.tasks.evaluators.small import Call, make_setup, mesh_of, place
 from tests.tasks.evaluators.small import random_params as random
-from tests.tasks.pretraining import compiled
 
 COUNT, WORDS, PROMPT = 10, 8, "there is"
 
@@ -97,7 +97,7 @@ def test_clips_are_captioned_after_a_prompt_that_is_no_part_of_the_caption(
     search = BeamConfig(3, WORDS, procedure="official")
     options = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
     memory = [np.concatenate(part) for part in zip(*memories, strict=True)]
-    beams = compiled(
+    beams = jax.jit(
         lambda p, *m: beam_search(setup.model, p, *m, search, prompt_ids=start, **options).ids
     )(params, *memory)
     best = {source[i]["id"]: tokenizer.decode(np.asarray(row[0])) for i, row in enumerate(beams)}

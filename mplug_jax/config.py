@@ -101,8 +101,8 @@ def defaults(model: str) -> ConfigDict:
             "grounding": {
                 "bins": 337,
                 "appended": False,  # to the vocabulary; False: BERT's [unused] tokens (official)
-                # False: each picture's own weights, which learn more slowly
-                "official_reduction": True,
+                # or own (each picture's), or none: plain cross-entropy, which learns soonest here
+                "weighting": "official",
             },
         }
     )

@@ -21,6 +21,7 @@ from mplug_jax.config import (
 from mplug_jax.data.augmented import checked_transforms
 from mplug_jax.data.transforms import DECODERS
 from mplug_jax.generation.beam import PROCEDURES
+from mplug_jax.objectives.grounding import WEIGHTINGS
 from mplug_jax.tasks import TASKS
 from mplug_jax.tasks.evaluators.retrieval import SCORES
 from mplug_jax.tasks.forward import MEMORIES
@@ -82,6 +83,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "finetune.scst.search": SEARCHES,
     "finetune.scst.procedure": PROCEDURES,
     "finetune.scst.baseline": BASELINES,
+    "finetune.grounding.weighting": WEIGHTINGS,
 }
 EVALUATOR_CHOICES: dict[str, tuple[str, ...]] = {
     "score": SCORES,

@@ -113,6 +113,7 @@ def test_a_pool_of_negatives_that_fits(pool):
         ("scst", {"finetune__scst__search": "best"}, "search='best' is unknown"),
         ("scst", {"finetune__scst__procedure": "own"}, "procedure='own' is unknown"),
         ("scst", {"finetune__scst__baseline": "zero"}, "baseline='zero' is unknown"),
+        ("grounding", {"finetune__grounding__weighting": "x"}, "weighting='x' is unknown"),
         ("scst", {"finetune__scst__min_length": 25}, "min_length=25 must be below max_length=25"),
         (
             "grounding",

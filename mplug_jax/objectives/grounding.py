@@ -14,6 +14,7 @@ from mplug_jax.objectives.token_losses import cross_entropy
 OUTSIDE_BINS = -1e4
 GIOU_EPS = 1e-5
 LARGEST_ERROR = 5.0
+WEIGHTINGS = ("official", "own", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,39 +112,43 @@ def grounding_loss(
     boxes: jax.Array,
     valid: jax.Array,
     coordinates: CoordinateTokens,
-    official_reduction: bool = False,
+    weighting: str = "own",
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of the coordinate tokens, the heavier the further off the likeliest box is.
 
     Each token's cross-entropy is multiplied by |predicted - true coordinate|, at most 5, and by
     1 - GIoU of the whole box. Both weights come from the argmax of the same logits and carry no
-    gradient: a token that is right costs nothing.
+    gradient: a token that is right costs nothing, unless `weighting` says otherwise.
 
     Args:
       logits: [B, 4, V], what the decoder answers to `box_ids(...)[:, :-1]`.
       boxes: [B, 4] true boxes.
       valid: [B] bool.
       coordinates: the coordinate tokens.
-      official_reduction: average each position's cross-entropy over the batch before it is
-        weighted, as the official code does, so that a picture's weights meet the whole batch's
-        error; else each picture's own.
+      weighting: "own", each picture's cross-entropy by its own weights; "official", each
+        position's is averaged over the batch first, so that a picture's weights meet the whole
+        batch's error; "none", plain cross-entropy.
 
     Returns:
       (sum over the coordinates of valid rows, their number), float32 scalars.
 
     Raises:
-      ValueError: see `coordinate_logits`.
+      ValueError: another weighting; see also `coordinate_logits`.
     """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"grounding weighting {weighting!r} is unknown; choose {WEIGHTINGS}.")
     # Replaced on the way in: what stands in an invalid row must not reach the gradient.
     rows = valid[:, None]
     boxes = jnp.where(rows, boxes.astype(jnp.float32), 0.5)
     logits = jnp.where(rows[..., None], logits, 0.0)
     targets = box_ids(boxes, coordinates)[:, 1:]
     losses = cross_entropy(coordinate_logits(logits, coordinates), targets)
-    if official_reduction:
+    if weighting == "official":
         losses = jnp.sum(jnp.where(rows, losses, 0.0), axis=0) / jnp.maximum(jnp.sum(valid), 1)
-    predicted = jax.lax.stop_gradient(predicted_boxes(logits, coordinates))
-    weights = jnp.minimum(jnp.abs(predicted - boxes), LARGEST_ERROR)
-    weights *= 1.0 - giou(to_corners(predicted), to_corners(boxes))[:, None]
-    loss_sum = jnp.sum(jnp.where(rows, weights * losses, 0.0))
+    if weighting != "none":
+        predicted = jax.lax.stop_gradient(predicted_boxes(logits, coordinates))
+        weights = jnp.minimum(jnp.abs(predicted - boxes), LARGEST_ERROR)
+        weights *= 1.0 - giou(to_corners(predicted), to_corners(boxes))[:, None]
+        losses = weights * losses
+    loss_sum = jnp.sum(jnp.where(rows, losses, 0.0))
     return loss_sum, 4.0 * jnp.sum(valid, dtype=jnp.float32)

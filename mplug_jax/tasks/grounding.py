@@ -59,12 +59,12 @@ def examples(setup: Setup) -> PhraseExamples:
 
 
 def loss(setup: Setup, forward: Forward, teacher: Any, batch: Any, step: Any) -> LossParts:
-    """Cross-entropy of the coordinate tokens, weighted by how far off the box is."""
+    """Cross-entropy of the coordinate tokens, by default weighted by how far off the box is."""
     tokens = coordinate_tokens(setup)
     memory = text_memory(forward, batch["image"], batch["text_ids"], batch["text_mask"])
     logits = forward("decode", box_ids(batch["box"], tokens)[:, :-1], *memory)
-    official = setup.config.finetune.grounding.official_reduction
-    parts = grounding_loss(logits, batch["box"], batch["valid"], tokens, official)
+    weighting = setup.config.finetune.grounding.weighting
+    parts = grounding_loss(logits, batch["box"], batch["valid"], tokens, weighting)
     overlap = giou(to_corners(predicted_boxes(logits, tokens)), to_corners(batch["box"]))
     rows = jnp.maximum(batch["valid"].sum(), 1)
     shown = jax.lax.stop_gradient(jnp.where(batch["valid"], overlap, 0.0).sum() / rows)

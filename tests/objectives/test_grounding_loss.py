@@ -7,6 +7,7 @@ import pytest
 
 from mplug_jax.objectives.grounding import (
     OFFICIAL_COORDINATES,
+    WEIGHTINGS,
     CoordinateTokens,
     bins_to_boxes,
     box_ids,
@@ -52,7 +53,7 @@ def reference_giou(a, b, eps=EPS):
     return area(inner) / (union + eps) - (area(outer) - union) / (area(outer) + eps)
 
 
-def reference(logits, boxes, valid, official):
+def reference(logits, boxes, valid, weighting):
     """(weights, cross-entropies) [B, 4] and the sum over the valid rows."""
     weights, losses = np.zeros((B, 4)), np.zeros((B, 4))
     for b in np.flatnonzero(valid):
@@ -62,8 +63,8 @@ def reference(logits, boxes, valid, official):
         guess = bins.argmax(axis=1) / 16
         losses[b] = [-np.log(odds[i, target[i]] / odds[i].sum()) for i in range(4)]
         far = 1 - reference_giou(corners(guess), corners(boxes[b]))
-        weights[b] = np.minimum(np.abs(guess - boxes[b]), 5) * far
-    if official:
+        weights[b] = 1 if weighting == "none" else np.minimum(np.abs(guess - boxes[b]), 5) * far
+    if weighting == "official":
         losses = np.where(valid[:, None], losses.sum(axis=0) / valid.sum(), 0)
     return weights, losses, (weights * losses).sum()
 
@@ -118,17 +119,17 @@ def test_giou_broadcasts_over_pairs(eps):
         assert np.min(got) < 0
 
 
-@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("valid", [np.ones(B, bool), VALID], ids=["all", "some"])
-def test_loss_and_gradient(batch, official, valid):
+def test_loss_and_gradient(batch, weighting, valid):
     logits, boxes, _ = batch
-    (loss_sum, count), grad = run(logits, boxes, valid, COORDINATES, official)
-    weights, _, want = reference(logits, boxes, valid, official)
+    (loss_sum, count), grad = run(logits, boxes, valid, COORDINATES, weighting)
+    weights, _, want = reference(logits, boxes, valid, weighting)
     np.testing.assert_allclose(loss_sum, want, rtol=1e-5)
     assert count == 4 * valid.sum()
     assert loss_sum.dtype == count.dtype == jnp.float32
     # The weights are constants: the gradient is theirs times that of the cross-entropy.
-    if official:
+    if weighting == "official":
         weights = np.where(valid[:, None], weights.sum(axis=0) / valid.sum(), 0)
     odds = np.exp(np.float64(logits[..., 7:24]))
     bins = np.floor(boxes * 16).astype(int)
@@ -137,17 +138,22 @@ def test_loss_and_gradient(batch, official, valid):
     assert not np.any(grad[..., :7]) and not np.any(grad[..., 24:])
 
 
-def test_the_two_reductions_differ(batch):
-    assert run(*batch, COORDINATES, False)[0][0] != run(*batch, COORDINATES, True)[0][0]
+def test_the_weightings_differ(batch):
+    assert len({float(run(*batch, COORDINATES, w)[0][0]) for w in WEIGHTINGS}) == len(WEIGHTINGS)
 
 
-@pytest.mark.parametrize("official", [False, True])
-def test_invalid_rows_change_nothing(batch, official):
+def test_an_unknown_weighting_is_refused(batch):
+    with pytest.raises(ValueError, match="'mine' is unknown"):
+        grounding_loss(*batch, COORDINATES, "mine")
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_invalid_rows_change_nothing(batch, weighting):
     logits, boxes, valid = batch
     dirty_logits = np.where(valid[:, None, None], logits, np.nan)
     dirty_boxes = np.where(valid[:, None], boxes, np.nan)
-    clean = run(logits, boxes, valid, COORDINATES, official)
-    dirty = run(dirty_logits, dirty_boxes, valid, COORDINATES, official)
+    clean = run(logits, boxes, valid, COORDINATES, weighting)
+    dirty = run(dirty_logits, dirty_boxes, valid, COORDINATES, weighting)
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
     assert not np.any(clean[1][~valid])
 
@@ -155,15 +161,15 @@ def test_invalid_rows_change_nothing(batch, official):
 def test_bfloat16_logits_are_computed_in_float32(batch):
     logits, boxes, valid = batch
     low = jnp.asarray(logits, jnp.bfloat16)
-    got, _ = run(low, boxes, valid, COORDINATES, False)
-    want = reference(np.float64(low), boxes, valid, False)[2]
+    got, _ = run(low, boxes, valid, COORDINATES, "own")
+    want = reference(np.float64(low), boxes, valid, "own")[2]
     np.testing.assert_allclose(got[0], want, rtol=1e-5)
     assert got[0].dtype == jnp.float32
 
 
 def test_no_valid_row_is_zero_and_finite(batch):
     logits, boxes, _ = batch
-    (loss_sum, count), grad = run(logits, boxes, np.zeros(B, bool), COORDINATES, True)
+    (loss_sum, count), grad = run(logits, boxes, np.zeros(B, bool), COORDINATES, "own")
     assert loss_sum == 0 and count == 0
     assert not np.any(grad)
 
@@ -172,7 +178,7 @@ def test_a_box_without_area_stays_finite():
     """Every coordinate predicted as bin 0, and a true box that is a point."""
     logits = np.zeros((1, 4, V), np.float32)
     logits[..., 7] = 5
-    (loss_sum, _), grad = run(logits, np.zeros((1, 4)), np.ones(1, bool), COORDINATES, False)
+    (loss_sum, _), grad = run(logits, np.zeros((1, 4)), np.ones(1, bool), COORDINATES, "own")
     assert loss_sum == 0 and not np.any(grad)
-    (loss_sum, _), grad = run(logits, np.full((1, 4), 0.5), np.ones(1, bool), COORDINATES, False)
+    (loss_sum, _), grad = run(logits, np.full((1, 4), 0.5), np.ones(1, bool), COORDINATES, "own")
     assert np.isfinite(loss_sum) and loss_sum > 0 and np.all(np.isfinite(grad))

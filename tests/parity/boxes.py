@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,7 @@ from mplug_jax.objectives.grounding import (
     predicted_boxes,
     to_corners,
 )
-from tests.parity.cases import SPECIAL, Case, compiled
+from tests.parity.cases import SPECIAL, Case
 from tests.parity.common import Value, Values, gradients, mean, memory_of_question
 
 
@@ -33,7 +34,7 @@ def grounding(case: Case) -> Values:
         memory = memory_of_question(case, params, case.image)
         logits = case.apply(params, "decode", tokens, *memory)
         total = grounding_loss(
-            logits[:, :-1], boxes, valid, OFFICIAL_COORDINATES, official_reduction=True
+            logits[:, :-1], boxes, valid, OFFICIAL_COORDINATES, weighting="official"
         )
         return mean(total), coordinate_logits(logits, OFFICIAL_COORDINATES)
 
@@ -75,7 +76,7 @@ def _drawn_boxes(case: Case) -> Any:
             **SPECIAL,
         )
 
-    return bins_to_boxes(compiled(draw)(case.params) - c.first, c)
+    return bins_to_boxes(jax.jit(draw)(case.params) - c.first, c)
 
 
 def _inside(case: Case) -> np.ndarray:

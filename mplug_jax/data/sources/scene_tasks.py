@@ -5,7 +5,7 @@ Labels are balanced in every run of consecutive indices (`turn`), and a wrong st
 to the scene as it can be: the scene's own colours and shapes in another combination.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from mplug_jax.data.sources.scene_language import (
     name,
 )
 from mplug_jax.data.sources.scene_layout import (
+    COLOURS,
     LEVELS,
     Layout,
     SceneObject,
@@ -118,6 +119,13 @@ def _references(layout: Layout, index: int, *hidden: str) -> list[str]:
     return told + [f"object {words}" for words in where]
 
 
+def _pick_reference(references: Sequence[str], stream: Stream) -> str:
+    """Any of some phrases, but every other time the colour alone, if it suffices: it is what people
+    name first, and "the blue object", beside phrases with easier cues, takes practice to learn."""
+    colour = [r for r in references if r.removesuffix(" object") in COLOURS]
+    return stream.pick(colour if colour and stream.unit() < 0.5 else references)
+
+
 def _hard_negative(layout: Layout, stream: Stream, *others: Layout) -> Description:
     """A colour and shape that the scene doesn't hold: preferably a pair of `others`, else colour
     and shape of two of its objects, else one object with one attribute changed."""
@@ -146,12 +154,13 @@ def _ask(question: str, answer: str, kind: str) -> dict[str, Any]:
 def _attribute_question(layout: Layout, stream: Stream, attribute: str) -> Iterator[dict[str, Any]]:
     """ "what colour is the large square": an object that the rest of the phrase tells apart."""
     candidates = [
-        (phrase, obj)
+        (references, obj)
         for i, obj in enumerate(layout.objects)
-        for phrase in _references(layout, i, attribute)
+        if (references := _references(layout, i, attribute))
     ]
     if candidates:
-        phrase, obj = stream.pick(candidates)
+        references, obj = stream.pick(candidates)
+        phrase = _pick_reference(references, stream)
         yield _ask(f"what {attribute} is the {phrase}", getattr(obj, attribute), attribute)
 
 
@@ -209,7 +218,7 @@ def phrases(layout: Layout, stream: Stream) -> list[Phrase]:
     """A phrase that fits one object alone, and its box, for each object that has such a phrase."""
     referred = [(obj, _references(layout, i)) for i, obj in enumerate(layout.objects)]
     return [
-        {"phrase": f"the {stream.pick(options)}", "box": box(obj, layout.pixels)}
+        {"phrase": f"the {_pick_reference(options, stream)}", "box": box(obj, layout.pixels)}
         for obj, options in referred
         if options
     ]

@@ -38,7 +38,7 @@ from mplug_jax.data.sources.scene_placement import (
 from mplug_jax.data.sources.scene_tasks import entailment, pair, phrases, questions
 
 DEFAULT_SIZES = {
-    "easy": {"train": 20_000, "val": 512, "test": 1024},
+    "easy": {"train": 250_000, "val": 512, "test": 1024},
     "full": {"train": 100_000, "val": 512, "test": 1024},
 }
 FIELDS = ("captions", "questions", "phrases", "pair", "entailment", "clip")

@@ -21,9 +21,9 @@ FIELDS = ("captions", "questions", "phrases", "pair", "entailment", "clip")
 
 
 def scenes(level: str, split: str, *fields: str, **settings: Any) -> dict[str, Any]:
-    """The source of a split, kept in memory once drawn."""
+    """The source of a split. Held-out scenes are kept once drawn; those of training come once."""
     chosen = {"fields": fields} if fields else {}
-    known = {"kind": "scenes", "level": level, "split": split, "cache": True}
+    known = {"kind": "scenes", "level": level, "split": split, "cache": split != "train"}
     return {**known, **chosen, **settings}
 
 
@@ -72,12 +72,22 @@ def scst(config: ConfigDict, level: str) -> None:
     config.batch_size = 16
 
 
+def _at_length(config: ConfigDict) -> None:
+    """For what pre-training never asks: which of the objects a word points at."""
+    config.total_steps = 4500
+    config.batch_size = 64
+    config.eval_every = 1500
+    config.optimizer.lr = 1.2e-3
+
+
 def vqa(config: ConfigDict, level: str) -> None:
     """Questions of colour, shape, size, count, presence and relation."""
     config.task = "vqa"
     config.data.train = (scenes(level, "train", "questions"),)
     config.finetune.vqa.answers = 1
-    config.data.target_length = 4
+    _at_length(config)
+    # The longest question has twelve words, all in the vocabulary.
+    config.data.update({"text_length": 14, "target_length": 4})
     with config.evals.unlocked():
         config.evals.vqa = vqa_eval(scenes(level, "val", "questions"), limit=1024, max_length=3)
     config.checkpoint.best_metric = "vqa/accuracy"
@@ -99,7 +109,10 @@ def grounding(config: ConfigDict, level: str) -> None:
     """Phrases to boxes of 65 coordinates a side, two a pixel."""
     config.task = "grounding"
     config.data.train = (scenes(level, "train", "phrases"),)
-    config.finetune.grounding.update({"bins": 65, "appended": True})
+    _at_length(config)
+    config.data.text_length = 11  # phrases have nine words at most
+    # After 1,000 steps at the easy level 77.4, and with the official weights 71.6.
+    config.finetune.grounding.update({"bins": 65, "appended": True, "weighting": "none"})
     with config.evals.unlocked():
         config.evals.grounding = grounding_eval(scenes(level, "val", "phrases"), limit=1024)
     config.checkpoint.best_metric = "grounding/acc@0.5"
@@ -128,7 +141,7 @@ def _classification(config: ConfigDict, level: str, task: str, field: str, **mod
 def _clips(config: ConfigDict, level: str, frames: int = 4) -> dict[str, Any]:
     """Clips of scenes in motion; their tokens are joined."""
     config.model.frames = frames
-    config.data.train = (scenes(level, "train", video=True, size=4000),)
+    config.data.train = (scenes(level, "train", video=True, size=4000, cache=True),)
     return scenes(level, "val", video=True, size=256)
 
 

@@ -53,8 +53,8 @@ def pretrain() -> ConfigDict:
         {
             # Shapes are learnt first where there is no second object to confuse them with.
             "train": (
-                scenes(LEVEL, "train", cache=False, weight=1.0),
-                scenes(LEVEL, "train", cache=False, max_objects=1, seed=1, weight=1.0),
+                scenes(LEVEL, "train", weight=1.0),
+                scenes(LEVEL, "train", max_objects=1, seed=1, weight=1.0),
             ),
             "tokenizer": {
                 "kind": "sentencepiece",

@@ -156,6 +156,7 @@ def video_retrieval(config: ConfigDict, level: str) -> None:
 def video_qa(config: ConfigDict, level: str) -> None:
     """What moves, and which way."""
     vqa(config, level)
+    config.total_steps, config.batch_size = 3000, 32
     source = _clips(config, level)
     with config.evals.unlocked():
         config.evals.vqa = vqa_eval(source, limit=768, max_length=3)

@@ -83,7 +83,7 @@ def connect(joining: Membership | None, *, heartbeat_timeout: int) -> None:
     Args:
       joining: what ``membership`` returned.
       heartbeat_timeout: seconds after which a process that is silent counts as lost; JAX itself
-        waits twice as long.
+        waits four times as long.
 
     Raises:
       ConfigError: no such launcher here, or the coordinator does not answer.
@@ -96,8 +96,9 @@ def connect(joining: Membership | None, *, heartbeat_timeout: int) -> None:
             joining.num_processes,
             joining.process_id,
             cluster_detection_method=joining.detection or None,
-            # JAX aborts without a word for people, so ours (peers.py) shall come first.
-            heartbeat_timeout_seconds=2 * heartbeat_timeout,
+            # JAX aborts without a word for people, so ours (peers.py) shall come first. JAX's beats
+            # are half of its time apart and it counts from the last: half may be over already.
+            heartbeat_timeout_seconds=4 * heartbeat_timeout,
         )
     except (ValueError, RuntimeError) as error:
         where = joining.coordinator or f"the {joining.detection or 'environment'}'s"

@@ -27,7 +27,6 @@ from mplug_jax.training.state import path_name
 from mplug_jax.validation import validate
 from tests.published_files import COUNT, write_all
 from tests.tasks.evaluators.small import random_params
-from tests.tasks.pretraining import compiled
 
 # The released large model's fusion indeed never updates the image stream.
 pytestmark = pytest.mark.filterwarnings("ignore:config.model.fusion")
@@ -256,7 +255,7 @@ def test_exactly_the_parts_without_a_gradient_are_frozen(name, root, tmp_path):
     def loss(params: Any, batch: Any) -> Any:
         return task.loss(params, teacher, extra, batch, jax.random.key(2), np.int32(0))[0]
 
-    value, gradients = compiled(jax.value_and_grad(loss))(params, batch)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params, batch)
     assert np.isfinite(value) and value != 0
     moving = {
         path_name(path)

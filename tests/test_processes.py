@@ -49,9 +49,7 @@ def launched(
     **environment: str,
 ) -> Any:
     """The started launcher, whose output is read once it ends."""
-    # Optimised as a user's program is: what is lost, and when, depends on the pace of the steps.
     env = os.environ | {"DEVICES": str(devices), "PYTHON": sys.executable} | environment
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
     env["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(
         [str(ROOT / "launch/local.sh"), str(processes), command, f"--config={config}", *flags],

@@ -50,6 +50,11 @@ class Silence:
         self._timeout = timeout
         self._heard: dict[str, tuple[str, float]] = {}  # name -> last beat, when it was new
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two beats."""
+        return min(self._timeout / 5, 5.0)
+
     def lost(self, beats: Mapping[str, str], now: float) -> dict[str, float]:
         """The processes that are lost, with the seconds since their last beat.
 
@@ -58,11 +63,17 @@ class Silence:
             new.
           now: seconds on a monotonic clock.
         """
-        for name, beat in beats.items():
-            if self._heard.get(name, (None,))[0] != beat:
-                self._heard[name] = (beat, now)
-        silent = {name: now - self._heard[name][1] for name in beats}
+        before = self._heard
+        self._heard = {
+            name: before[name] if before.get(name, (None,))[0] == beat else (beat, now)
+            for name, beat in beats.items()
+        }
+        silent = {name: now - when for name, (_, when) in self._heard.items()}
         return {name: seconds for name, seconds in silent.items() if seconds > self._timeout}
+
+    def all_heard_since(self, then: float) -> bool:
+        """Whether every process at work has sent a new beat after ``then``."""
+        return bool(self._heard) and all(when > then for _, when in self._heard.values())
 
 
 class Place(NamedTuple):
@@ -132,17 +143,18 @@ def watched(timeout: float, hang_timeout: float) -> Iterator[None]:
         yield
         return
     me, done = jax.process_index(), threading.Event()
-    standstill = Standstill(hang_timeout)
+    silence, standstill = Silence(timeout), Standstill(hang_timeout)
     thread = threading.Thread(
-        target=_watch, args=(store, me, timeout, standstill, done, _end), daemon=True
+        target=_watch, args=(store, me, silence, standstill, done, _end), daemon=True
     )
     thread.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        # Most likely a broken connection: the thread is about to find out which process is lost.
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
-        thread.join(timeout=2 * timeout)
+    except Exception as error:
+        if not _ours(error):
+            # It may be a connection that broke, which JAX raises as a ValueError too.
+            print(f"error: {str(error).partition(chr(10))[0]}", file=sys.stderr, flush=True)
+            _hear_from_all(thread, silence)
         raise
     finally:
         done.set()
@@ -151,10 +163,24 @@ def watched(timeout: float, hang_timeout: float) -> Iterator[None]:
     store.key_value_set(f"{_KEY}{me}", _DONE, allow_overwrite=True)
 
 
+def _ours(error: BaseException) -> bool:
+    """Whether the error and all that caused it were raised for people, not by a library."""
+    told = type(error).__module__.startswith(("mplug_jax.", "__main__"))
+    return told and (error.__cause__ is None or _ours(error.__cause__))
+
+
+def _hear_from_all(thread: threading.Thread, silence: Silence) -> None:
+    """Waits until all are known to be alive; if one is not, the thread ends this process."""
+    # What is heard later than this was sent after now: a beat is sent and read an interval apart.
+    then = time.monotonic() + 2 * silence.interval
+    while thread.is_alive() and not silence.all_heard_since(then):
+        time.sleep(silence.interval / 4)
+
+
 def _watch(
     store: Store,
     me: int,
-    timeout: float,
+    silence: Silence,
     standstill: Standstill,
     done: threading.Event,
     end: Callable[[str, bool], None],
@@ -163,10 +189,9 @@ def _watch(
 
     With it ``end`` is told whether it is this process that hangs.
     """
-    silence = Silence(timeout)
     name = f"process {me} (host {socket.gethostname()}, pid {os.getpid()})"
     count = 0
-    while not done.wait(interval := min(timeout / 5, 5.0)):
+    while not done.wait(silence.interval):
         count += 1
         try:
             beat = json.dumps([name, *_place, count])
@@ -187,7 +212,7 @@ def _watch(
         message = _silent(lost) if lost else _hanging(behind, places)
         if me == 0:
             # The connections break when the coordinator ends, so the others shall be quicker.
-            time.sleep(2 * interval)
+            time.sleep(2 * silence.interval)
         end(message, name in behind)
         return
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from mplug_jax.config import ConfigError
 from mplug_jax.training import peers
-from mplug_jax.training.peers import Place, Silence, Standstill, _watch, reached
+from mplug_jax.training.checkpoint import CheckpointError
+from mplug_jax.training.peers import Place, Silence, Standstill, _watch, reached, watched
 
 
 def test_a_process_is_lost_once_its_beats_stay_the_same_for_too_long():
@@ -25,6 +27,18 @@ def test_a_process_that_has_come_to_its_end_is_not_lost():
     silence = Silence(timeout=10.0)
     assert silence.lost({"a": "1", "b": "1"}, now=0.0) == {}
     assert silence.lost({"a": "2"}, now=50.0) == {}
+
+
+def test_all_are_heard_only_once_each_has_sent_a_new_beat():
+    silence = Silence(timeout=10.0)
+    silence.lost({"a": "1", "b": "1"}, now=5.0)
+    silence.lost({"a": "2", "b": "1"}, now=8.0)
+    assert silence.all_heard_since(4.0) and not silence.all_heard_since(6.0)
+    silence.lost({"a": "2", "b": "2"}, now=9.0)
+    assert silence.all_heard_since(6.0) and not silence.all_heard_since(8.5)
+    # One that has come to its end is not waited for.
+    silence.lost({"b": "2"}, now=10.0)
+    assert silence.all_heard_since(8.5)
 
 
 BATCH, STEP, NEXT = Place(7, "the batch"), Place(8, "the step"), Place(9, "the next batch")
@@ -89,7 +103,7 @@ def _told(store: _Store, me: int, hang_timeout: float) -> tuple[str, bool]:
     def end(*what: Any) -> None:
         told.append(what)
 
-    _watch(store, me, 0.3, Standstill(hang_timeout), threading.Event(), end)
+    _watch(store, me, Silence(0.3), Standstill(hang_timeout), threading.Event(), end)
     (message,) = told
     return message
 
@@ -101,6 +115,40 @@ def test_the_watch_names_the_silent_process_and_not_those_that_are_done():
     assert "process 0" not in message and "process 2" not in message
     assert not hangs
     assert json.loads(store.values["mplug/beat/0"])[-1] >= 5
+
+
+def _watched_until(store: _Store, error: Exception, monkeypatch) -> list[str]:
+    """What is told when ``error`` ends the work of process 0 of two; the error is raised."""
+    told: list[str] = []
+    monkeypatch.setattr(peers.distributed.global_state, "client", store)
+    monkeypatch.setattr(peers.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(peers.jax, "process_index", lambda: 0)
+    monkeypatch.setattr(peers, "_end", lambda message, hangs: told.append(message))
+    with pytest.raises(type(error)), watched(0.5, hang_timeout=60.0):
+        raise error
+    return told
+
+
+# As a broken connection comes out of JAX, and out of the writing of a checkpoint.
+BROKEN = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer\nmore")
+UNSAVED = CheckpointError("The checkpoint of step 3 could not be saved.")
+UNSAVED.__cause__ = BROKEN
+
+
+@pytest.mark.parametrize("error", [BROKEN, UNSAVED])
+def test_an_error_waits_for_the_name_of_the_process_that_is_lost(error, monkeypatch, capfd):
+    (message,) = _watched_until(_Store(beats=False), error, monkeypatch)
+    assert message.startswith("process 1 (host there, pid 12) has been silent for")
+    assert capfd.readouterr().err == f"error: {str(error).splitlines()[0]}\n"
+
+
+@pytest.mark.parametrize("error", [BROKEN, ConfigError("a mistake of the user")])
+def test_an_error_is_raised_soon_if_nobody_is_lost(error, monkeypatch):
+    assert _watched_until(_Store(beats=True), error, monkeypatch) == []
+
+
+def test_a_mistake_of_the_user_does_not_wait_for_the_others(monkeypatch):
+    assert _watched_until(_Store(beats=False), ConfigError("wrong"), monkeypatch) == []
 
 
 @pytest.fixture

@@ -141,9 +141,9 @@ def _classification(config: ConfigDict, level: str, task: str, field: str, **mod
 
 
 def _clips(config: ConfigDict, level: str, frames: int = 4) -> dict[str, Any]:
-    """Clips of scenes in motion; their tokens are joined."""
-    config.model.frames = frames
-    config.data.train = (scenes(level, "train", video=True, size=4000, cache=True),)
+    """Clips of scenes in motion; their tokens are joined, each with its frame's place in time."""
+    config.model.update({"frames": frames, "frame_positions": True})
+    config.data.train = (scenes(level, "train", video=True, size=20_000, cache=True),)
     return scenes(level, "val", video=True, size=256)
 
 

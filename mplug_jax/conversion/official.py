@@ -29,6 +29,7 @@ SETTINGS = {
     "vision.layer_scale": 0.0,
     "vision.qk_norm": False,
     "vision.ln_eps": 1e-5,
+    "frame_positions": False,
     "text.norm": "post",
     "text.qk_norm": False,
     "text.ln_eps": 1e-12,

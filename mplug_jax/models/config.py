@@ -116,6 +116,8 @@ class ModelConfig:
     Attributes:
       embed_dim: width of the ITC space.
       frames: pictures that make one input: 1, or the frames of a clip, whose tokens are joined.
+      frame_positions: whether a frame's tokens get a learned embedding of its place in the clip,
+        zero at first. Without it, as in the official code, the order of frames is lost.
       classes: of the classifier over the fused text, 0 for none.
       classified: fused texts a decision is made from: 1, or one for each picture (NLVR2: 2).
       temperature: initial ITC temperature.
@@ -133,6 +135,7 @@ class ModelConfig:
     decoder: DecoderConfig = DecoderConfig()
     embed_dim: int = 256
     frames: int = 1
+    frame_positions: bool = False
     classes: int = 0
     classified: int = 1
     temperature: float = 0.07
@@ -157,6 +160,11 @@ class ModelConfig:
             ("model.scan_unroll", self.scan_unroll),
         ):
             _positive(name, value)
+        if self.frame_positions and self.frames == 1:
+            raise ValueError(
+                "config.model.frame_positions=True tells the frames of a clip apart, and "
+                "config.model.frames=1 makes the model take pictures: change one of them."
+            )
 
     @property
     def compute_dtype(self) -> Any:

@@ -111,6 +111,10 @@ class MPlug(nn.Module):
             kernel_init=kernel_init(t.init_std, "embed", "classes"),
             bias_init=nn.with_logical_partitioning(_itm_prior, ("classes",)),
         )
+        if c.frame_positions:
+            self.frame_positions = self.param(
+                "frame_positions", zeros_init("position", "embed"), (c.frames, t.width)
+            )
         if c.classes:
             self.classifier = Classifier(c.classes, t.width, t.init_std)
         self.raw_temperature = self.param(
@@ -126,11 +130,15 @@ class MPlug(nn.Module):
         """``[B, H, W, 3]`` uint8 (or normalised float) to ``[B, V, D]``, class token first.
 
         Clips ``[B, T, H, W, 3]`` become ``[B, T V, D]``, the tokens of one frame after those of
-        the other (official ``models/model_retrieval_mplug.py`` and its like for video).
+        the other (official ``models/model_retrieval_mplug.py`` and its like for video). With
+        ``frame_positions`` each frame's embedding is added to its tokens.
         Of ``[B, V, D']`` tokens that the visual encoder made earlier, only the bridge is left.
         """
         if image.ndim == 5:
             tokens = self.encode_image(image.reshape(-1, *image.shape[2:]))
+            if self.config.frame_positions:
+                tokens = tokens.reshape(*image.shape[:2], *tokens.shape[1:])
+                tokens = tokens + self.frame_positions[:, None].astype(tokens.dtype)
             return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
         encoded = image.ndim == 3
         x = image.astype(self.config.compute_dtype) if encoded else self.visual_encoder(image)

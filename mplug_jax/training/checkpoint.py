@@ -22,7 +22,15 @@ from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mplug_jax.training.declared import declared_shapes
-from mplug_jax.training.initialise import Plan, grown, plan, resized, square_grid
+from mplug_jax.training.initialise import (
+    FRAMES,
+    Plan,
+    grown,
+    plan,
+    resized,
+    resized_frames,
+    square_grid,
+)
 from mplug_jax.training.integrity import (
     CheckpointError,
     check_parameters,
@@ -295,7 +303,10 @@ def load_params(
         taken[name] = jax.ShapeDtypeStruct(saved[name], wanted[name].dtype)
     arrays = _restore(folder, taken)
     for name in todo.resized:
-        arrays[name] = resized(arrays[name], _saved_grid(folder, saved[name]), grid)
+        if name == FRAMES:
+            arrays[name] = resized_frames(arrays[name], len(wanted[name]))
+        else:
+            arrays[name] = resized(arrays[name], _saved_grid(folder, saved[name]), grid)
     for name in todo.grown:
         arrays[name] = grown(arrays[name], wanted[name])
     for name in (*todo.resized, *todo.grown):

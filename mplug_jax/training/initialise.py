@@ -1,7 +1,8 @@
 """Starting a model from the parameters of another that is not quite of its shape.
 
 Fine-tuning takes larger pictures (the position embeddings are resampled), new tokens (coordinates
-of grounding) and new heads (classifiers). Everything else must fit name by name.
+of grounding), new heads (classifiers) and clips (positions of frames, which begin at zero).
+Everything else must fit name by name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from mplug_jax.models.vit import resize_positions
 
 POSITIONS = "visual_encoder/position_embedding"
+FRAMES = "frame_positions"
 # One row a token: an embedding table, or the bias of a vocabulary head.
 VOCABULARY = r"/word/embedding$|^(mlm_head|decoder/head)/bias$"
 
@@ -28,7 +30,7 @@ class Plan(NamedTuple):
 
     Attributes:
       same: names whose arrays are taken as they are.
-      resized: position embeddings that are resampled.
+      resized: position embeddings, of patches or frames, that are resampled.
       grown: vocabularies that gain rows, which stay as initialised.
       fresh: parameters the checkpoint lacks and may lack.
       unused: parameters of the checkpoint that this model has no use for, and may leave.
@@ -71,7 +73,7 @@ def plan(saved: Mapping[str, Shape], wanted: Mapping[str, Shape], optional: Sequ
         else:
             result.problems.append(f"  only in the checkpoint: {name}")
     for name in sorted(wanted.keys() - saved.keys()):
-        if is_optional(name):
+        if is_optional(name) or name == FRAMES:
             result.fresh.append(name)
         else:
             result.problems.append(f"  only in the model: {name}")
@@ -79,7 +81,7 @@ def plan(saved: Mapping[str, Shape], wanted: Mapping[str, Shape], optional: Sequ
         old, new = saved[name], wanted[name]
         if old == new:
             result.same.append(name)
-        elif name == POSITIONS and old[1:] == new[1:]:
+        elif name in (POSITIONS, FRAMES) and old[1:] == new[1:]:
             result.resized.append(name)
         elif re.search(VOCABULARY, name) and old[1:] == new[1:] and old[0] < new[0]:
             result.grown.append(name)
@@ -105,6 +107,12 @@ def square_grid(tokens: int) -> tuple[int, int]:
 def resized(table: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
     """Position embeddings ``[1 + P, D]`` for another patch grid; see ``resize_positions``."""
     return resize_positions(jnp.asarray(table), old, new)
+
+
+def resized_frames(table: jax.Array, frames: int) -> jax.Array:
+    """Positions of frames ``[T, D]`` for clips of another number of them, linearly in between."""
+    shape = (frames, table.shape[1])
+    return jax.image.resize(jnp.asarray(table), shape, "linear", antialias=False)
 
 
 def grown(table: Any, initial: jax.Array) -> jax.Array:

@@ -308,6 +308,7 @@ def test_gradients_come_out_once_each(small):
             "vision.activation='gelu'",
         ),
         (preset("base").replace(text={"qk_norm": True}), "text.qk_norm=True"),
+        (preset("base").replace(frames=8, frame_positions=True), "frame_positions=True"),
         (preset("base").replace(vision={"layer_scale": 1.0}), "vision.layer_scale=1.0"),
     ],
 )

@@ -128,6 +128,16 @@ def test_held_out_scenes_are_balanced(level, split, size):
         assert max(abs(n - share) for n in counts.values()) < 0.2 * share
 
 
+@levels
+def test_the_captions_that_tell_sizes_can_be_taken_alone(level):
+    all_captions, sized = Scenes(level, "train"), Scenes(level, "train", sized=True)
+    for i in range(50):
+        captions, n = all_captions[i]["captions"], len(all_captions.layout(i).objects)
+        told = [sum(word in LEVELS[level].sizes for word in c.split()) for c in captions]
+        assert told == [n, n] + [0] * (len(captions) - 2)
+        assert sized[i]["captions"] == captions[:2]
+
+
 def test_easy_held_out_goes_on_when_its_captions_are_used_up():
     source = Scenes("easy", "test")
     said = [captions(source.layout(i))[0] for i in range(len(source))]

@@ -58,6 +58,30 @@ def test_positions_are_resampled_vocabularies_grow_and_heads_stay_at_init(saved)
     )
 
 
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (4, [[1.0, 2.0], [2.0, 4.0], [4.0, 8.0], [5.0, 10.0]]),  # linear, from centre to centre
+        (2, [[1.0, 2.0], [5.0, 10.0]]),
+    ],
+)
+def test_positions_of_frames_are_resampled(tmp_path, frames, expected):
+    old = {"frame_positions": jnp.array([[1.0, 2.0], [5.0, 10.0]])}
+    with ocp.StandardCheckpointer() as writer:
+        writer.save((tmp_path / "checkpoints" / "7" / "state").absolute(), {"params": old})
+    loaded, _, _ = load_params(tmp_path, {"frame_positions": jnp.zeros((frames, 2))}, (1, 1))
+    np.testing.assert_allclose(loaded["frame_positions"], expected, rtol=1e-6)
+
+
+def test_positions_of_frames_may_be_new_but_not_lost():
+    """At zero they change nothing; without them a model that had them is another."""
+    table = {"frame_positions": (4, 2)}
+    assert plan({}, table, ()).fresh == ["frame_positions"]
+    assert plan(table, {}, ("^classifier/",)).problems == [
+        "  only in the checkpoint: frame_positions"
+    ]
+
+
 def test_a_head_that_the_model_lacks_or_shapes_otherwise_is_left(tmp_path):
     params = tree((2, 2), 5, 0, classifier={"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
     with ocp.StandardCheckpointer() as writer:

@@ -39,7 +39,7 @@ KINDS: dict[str, SourceKind] = {
     "scenes": SourceKind(
         Scenes,
         frozenset({"level", "split"}),
-        frozenset({"size", "fields", "seed", "cache", "max_objects", "video"}),
+        frozenset({"size", "fields", "seed", "cache", "max_objects", "video", "sized"}),
         reads_files=False,
     ),
     "captions": _json_kind("captions", "split"),

@@ -136,6 +136,9 @@ def _counts(layout: Layout) -> str:
     return f"{NUMBERS[len(objects)]} objects , {join(parts)}"
 
 
+SIZED = 2  # captions that tell sizes, the first ones
+
+
 def captions(layout: Layout) -> list[str]:
     """All captions of a scene: canonical, attributes, places, relations (none for one object, two
     for more than two, where a pair has a clear relation) and counts, in this order."""

@@ -76,12 +76,13 @@ def move(layout: Layout, stream: Stream) -> tuple[int, str, list[Layout]]:
 
 
 def clip(layout: Layout, stream: Stream) -> dict[str, Any]:
-    """The scene in motion: video uint8 [FRAMES, H, W, 3], two captions, and questions of the types
-    direction, colour and shape (of what moves)."""
+    """The scene in motion: video uint8 [FRAMES, H, W, 3], two captions, of which the first tells
+    all objects and their sizes, and questions of the types direction, colour and shape (of what
+    moves)."""
     index, direction, frames = move(layout, stream)
     obj = layout.objects[index]
-    still = [article(other) for i, other in enumerate(layout.objects) if i != index]
-    told = f"{article(obj)} moves {MOTIONS[direction]}"
+    still = [article(other, size=True) for i, other in enumerate(layout.objects) if i != index]
+    told = f"{article(obj, size=True)} moves {MOTIONS[direction]}"
     if still:
         told = f"{told} while {join(still)} {'stays' if len(still) == 1 else 'stay'} still"
     alone = sum((o.colour, o.shape) == (obj.colour, obj.shape) for o in layout.objects) == 1
@@ -92,7 +93,7 @@ def clip(layout: Layout, stream: Stream) -> dict[str, Any]:
     }
     return {
         "video": np.stack([draw(frame) for frame in frames]),
-        "captions": [f"{article(obj, size=True)} moves {MOTIONS[direction]}", told],
+        "captions": [told, f"{article(obj)} moves {MOTIONS[direction]}"],
         "questions": [
             {"question": question, "answers": {answer: 1.0}, "type": kind}
             for kind, (question, answer) in asked.items()

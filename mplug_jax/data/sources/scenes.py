@@ -12,7 +12,7 @@ from typing import Any
 
 from mplug_jax.data.records import Record
 from mplug_jax.data.sources.scene_drawing import draw
-from mplug_jax.data.sources.scene_language import captions
+from mplug_jax.data.sources.scene_language import SIZED, captions
 from mplug_jax.data.sources.scene_layout import (
     LEVELS,
     SPLITS,
@@ -64,6 +64,7 @@ class Scenes:
         video: records are clips of the scenes in motion: `video` [FRAMES, H, W, 3], and captions
             and questions of the motion.
         max_objects: a training scene holds 1 to this many objects; None takes the level's number.
+        sized: only the captions that tell sizes, which are the first two.
 
     Raises:
         ValueError: an unknown level, split or field, a size below 1, or max_objects that the
@@ -80,6 +81,7 @@ class Scenes:
         cache: bool = False,
         max_objects: int | None = None,
         video: bool = False,
+        sized: bool = False,
     ) -> None:
         if level not in LEVELS:
             raise ValueError(f"scenes: unknown level {level!r}; choose one of {list(LEVELS)}")
@@ -97,6 +99,7 @@ class Scenes:
                 f"scenes take it; got {max_objects} for {split!r}"
             )
         self.max_objects, self.video = most if max_objects is None else max_objects, video
+        self.sized = sized
         self.level, self.split, self.fields, self.seed = level, split, tuple(fields), seed
         self._held_out: list[Layout] | None = None
         self._records: dict[int, Record] | None = {} if cache else None
@@ -137,7 +140,7 @@ class Scenes:
             return {"id": name, "image": moving["video"][0], "image_id": int(index), **moving}
         record: Record = {"id": name, "image": draw(layout), "image_id": int(index)}
         if "captions" in self.fields:
-            record["captions"] = captions(layout)
+            record["captions"] = captions(layout)[: SIZED if self.sized else None]
         for field in self.fields:
             if field != "captions":
                 record[field] = self._task(field, int(index), layout)

@@ -1,0 +1,92 @@
+"""What does a model reach that has seen the training data's texts and boxes but no picture?
+
+    python benchmarks/trivial.py --config=configs/photo_tasks.py:vqa --config.data.root=<folder>
+
+Reads the config's training sources and the held-out set of its evaluator and scores what is most
+common in training: the most frequent answer, the mean box, or the most frequent words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from absl import app
+from ml_collections import ConfigDict, config_flags
+
+from mplug_jax.data.items import Items
+from mplug_jax.data.records import Source
+from mplug_jax.data.sources import build_source
+from mplug_jax.evaluation.captions import caption_metrics
+from mplug_jax.evaluation.grounding import grounding_metrics
+from mplug_jax.evaluation.vqa import exact_match
+
+Found = tuple[str, Mapping[str, float]]  # what is said of everything, and its figures
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config of a fine-tuning.")
+
+
+def answers(train: Items, held_out: Items) -> Found:
+    """The answer of most training questions."""
+
+    def truth(record: Mapping[str, Any]) -> str:
+        given = record["questions"][0]["answers"]
+        return max(given, key=given.get)
+
+    said = Counter(truth(train[i]) for i in range(len(train))).most_common(1)[0][0]
+    right = {i: truth(held_out[i]) for i in range(len(held_out))}
+    return repr(said), exact_match(dict.fromkeys(right, said), right)
+
+
+def boxes(train: Items, held_out: Items) -> Found:
+    """The mean of the corners of all boxes."""
+    mean = np.mean([train[i]["phrases"][0]["box"] for i in range(len(train))], axis=0)
+    right = {i: held_out[i]["phrases"][0]["box"] for i in range(len(held_out))}
+    return str(mean.round(3).tolist()), grounding_metrics(dict.fromkeys(right, mean), right)
+
+
+def captions(train: Items, held_out: Items) -> Found:
+    """As many of the most frequent words as a caption most often has, the commonest first."""
+    texts = [train[i]["captions"][0].lower().split() for i in range(len(train))]
+    ((length, _),) = Counter(map(len, texts)).most_common(1)
+    words = Counter(word for text in texts for word in text)
+    said = " ".join(word for word, _ in words.most_common(length))
+    right: dict[int, list[str]] = {}
+    for i, (picture, _) in enumerate(held_out.places):
+        right.setdefault(picture, []).extend(held_out[i]["captions"])
+    return repr(said), caption_metrics(dict.fromkeys(right, said), right, java=False)
+
+
+KINDS: dict[str, tuple[str, Callable[[Items, Items], Found]]] = {
+    "vqa": ("questions", answers),
+    "grounding": ("phrases", boxes),
+    "caption": ("captions", captions),
+}
+
+
+def main(_: list[str]) -> None:
+    """Prints a line for each evaluator of the config."""
+    config: ConfigDict = _CONFIG.value
+
+    def source(spec: Mapping[str, Any]) -> Source:
+        return build_source(spec, config.data.root, config.seed)
+
+    for name, settings in config.evals.items():
+        if settings.kind not in KINDS:
+            print(f"{name}: nothing is trivial for {settings.kind!r} but chance.")
+            continue
+        field, score = KINDS[settings.kind]
+        train, held_out = source(config.data.train[0]), source(settings.source)
+        # An evaluator's limit counts pictures for captions and items otherwise.
+        items = Items(held_out, field, settings.limit if field != "captions" else 0)
+        if field == "captions" and settings.limit:
+            items.places = [place for place in items.places if place[0] < settings.limit]
+        said, figures = score(Items(train, field), items)
+        told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
+        print(f"{name}: {said} for all of {held_out!r}: {told}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -143,6 +143,7 @@ def _classification(config: ConfigDict, level: str, task: str, field: str, **mod
 def _clips(config: ConfigDict, level: str, frames: int = 4) -> dict[str, Any]:
     """Clips of scenes in motion; their tokens are joined, each with its frame's place in time."""
     config.model.update({"frames": frames, "frame_positions": True})
+    config.optimizer.lr = 1.2e-3
     config.data.train = (scenes(level, "train", video=True, size=20_000, cache=True),)
     return scenes(level, "val", video=True, size=256)
 

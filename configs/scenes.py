@@ -1,4 +1,4 @@
-"""About an hour on two CPU cores: the ``full`` scenes with the real recipe, teacher and queue.
+"""Under an hour on two CPU cores: the ``full`` scenes with the real recipe, teacher and queue.
 
 ``configs/scenes.py:<task>`` fine-tunes it, ``--config.init_from=runs/scenes``: see
 ``configs/scene_tasks.py``.
@@ -27,7 +27,7 @@ def pretrain() -> ConfigDict:
     config.total_steps = 7000
     config.batch_size = 32
     config.log_every = 100
-    config.eval_every = 1000
+    config.eval_every = 1750
     config.checkpoint_every = 500
     config.model.vision.update({"image_size": (64, 64), "patch_size": (8, 8)})
     config.model.vision.update({"width": 128, "depth": 1, "heads": 4, "mlp_dim": 512})
@@ -45,7 +45,7 @@ def pretrain() -> ConfigDict:
         config.objectives.itc.update({"weight": 0.25, "alpha": 0.4, "queue_size": 1024})
         config.objectives.itm.update({"weight": 0.5, "fraction": 0.25})
         config.objectives.mlm.rate = 0.25
-        config.objectives.prefix.empty_rate = 0.5
+        config.objectives.prefix.empty_rate = 0.8
     config.optimizer.update(
         {"lr": 1.2e-3, "b2": 0.98, "warmup_steps": 200, "warmup_lr": 0.0, "min_lr": 1e-5}
     )
@@ -56,8 +56,8 @@ def pretrain() -> ConfigDict:
             # Shapes are learnt first where there is no second object to confuse them with, and far
             # sooner where the size is told, too, which needs the same features.
             "train": (
-                scenes(LEVEL, "train", size=30_000, cache=True, weight=2.0),
-                scenes(LEVEL, "train", **ALONE, size=10_000, cache=True, seed=1, weight=1.0),
+                scenes(LEVEL, "train", size=30_000, cache=True, weight=1.0),
+                scenes(LEVEL, "train", **ALONE, size=15_000, cache=True, seed=1, weight=1.0),
             ),
             "tokenizer": {
                 "kind": "sentencepiece",

@@ -2,8 +2,8 @@
 
     python benchmarks/trivial.py --config=configs/photo_tasks.py:vqa --config.data.root=<folder>
 
-Reads the config's training sources and the held-out set of its evaluator and scores what is most
-common in training: the most frequent answer, the mean box, or the most frequent words.
+Reads the config's first training source and the held-out set of its evaluator and scores what is
+most common in training: the most frequent answer, the mean box, or the most frequent words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from mplug_jax.data.items import Items
@@ -22,21 +22,19 @@ from mplug_jax.data.sources import build_source
 from mplug_jax.evaluation.captions import caption_metrics
 from mplug_jax.evaluation.grounding import grounding_metrics
 from mplug_jax.evaluation.vqa import exact_match
+from mplug_jax.tasks.evaluators.vqa import most_frequent
 
 Found = tuple[str, Mapping[str, float]]  # what is said of everything, and its figures
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of a fine-tuning.")
+flags.mark_flag_as_required("config")
 
 
 def answers(train: Items, held_out: Items) -> Found:
     """The answer of most training questions."""
-
-    def truth(record: Mapping[str, Any]) -> str:
-        given = record["questions"][0]["answers"]
-        return max(given, key=given.get)
-
-    said = Counter(truth(train[i]) for i in range(len(train))).most_common(1)[0][0]
-    right = {i: truth(held_out[i]) for i in range(len(held_out))}
+    counts = Counter(most_frequent(train[i]["questions"][0]) for i in range(len(train)))
+    said = counts.most_common(1)[0][0]
+    right = {i: most_frequent(held_out[i]["questions"][0]) for i in range(len(held_out))}
     return repr(said), exact_match(dict.fromkeys(right, said), right)
 
 

@@ -110,7 +110,7 @@ class VQAEvaluator:
         if question.get("answers"):
             given = {plain(text, tokenizer) for text in question["answers"]}
             right = plain(answer, tokenizer) in given
-            title += "" if right else f" (right: {_most_frequent(question)})"
+            title += "" if right else f" (right: {most_frequent(question)})"
         sheet.add(picture, title, right)
 
 
@@ -131,7 +131,7 @@ def answer_metrics(
     """
     people = {i: q["annotators"] for i, q in questions.items() if len(q.get("annotators", ())) > 1}
     labels = {i: q["soft_labels"] for i, q in questions.items() if q.get("soft_labels")}
-    truths = {i: _most_frequent(q) for i, q in questions.items() if q.get("answers")}
+    truths = {i: most_frequent(q) for i, q in questions.items() if q.get("answers")}
     metrics: dict[str, float] = {}
     if people:
         kinds = {i: questions[i].get("answer_type", "other") for i in people}
@@ -175,7 +175,8 @@ def _exact(
     }
 
 
-def _most_frequent(question: Mapping[str, Any]) -> str:
+def most_frequent(question: Mapping[str, Any]) -> str:
+    """The answer that has the largest share of a question's."""
     return max(question["answers"], key=question["answers"].get)
 
 

@@ -14,7 +14,8 @@ WINDOW = 64  # losses that a new one is compared with
 FEWEST = 16  # before these are there, nothing is a spike
 # Of normal noise, the standard deviation is so many times the median absolute deviation.
 _SIGMA = 1.4826
-# Losses that hardly differ, of a model that has learnt all, are allowed this part of their size.
+# However little losses differ, they may always differ by this part of the highest median so far:
+# once a model has learnt all, most steps' are next to nothing and a hard example's is no spike.
 _LEAST = 0.01
 
 
@@ -37,6 +38,7 @@ class SpikeCheck:
         self._factor = factor
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._in_a_row = False
+        self._highest = 0.0
 
     def see(self, step: int, metrics: Mapping[str, float], ids: Sequence[Any]) -> None:
         """Looks at the metrics of a step, which are finite.
@@ -50,13 +52,14 @@ class SpikeCheck:
         if len(self._last) >= FEWEST:
             median = statistics.median(self._last)
             deviation = _SIGMA * statistics.median(abs(x - median) for x in self._last)
-            margin = self._factor * max(deviation, _LEAST * abs(median))
-            is_spike = loss > median + margin
+            self._highest = max(self._highest, abs(median))
+            most = median + self._factor * max(deviation, _LEAST * self._highest)
+            is_spike = loss > most
             if is_spike and not self._in_a_row:
                 logger.warning(
-                    "step %d: the loss is %.4g, where the last %d steps let %.4g to %.4g be "
+                    "step %d: the loss is %.4g, where the last %d steps let at most %.4g be "
                     "expected. The run goes on. The image_id of the batch's records: %s.",
-                    *(step, loss, len(self._last), median - margin, median + margin),
+                    *(step, loss, len(self._last), most),
                     ", ".join(map(str, ids)),
                 )
             self.spikes += is_spike

@@ -40,20 +40,24 @@ def get_config(size: str = "scratch") -> ConfigDict:
 
 
 def scratch() -> ConfigDict:
-    """A 3.2M-parameter mPLUG at 112 px, of the full scenes' width."""
+    """A 3.2M-parameter mPLUG at 112 px, of the full scenes' width, 32 passes over the photos."""
     config = defaults("tiny")
     config.total_steps = 3000
     config.batch_size = 64
     config.log_every = 50
-    config.eval_every = 500
+    config.eval_every = 1000
     config.checkpoint_every = 250
     config.model.vision.update({"image_size": (112, 112), "patch_size": (16, 16)})
     config.model.vision.update({"width": 128, "depth": 4, "heads": 4, "mlp_dim": 512})
     config.model.text.update({"vocab_size": 0, "width": 128, "heads": 4, "mlp_dim": 512})
-    config.model.text.init_std = 0.08
+    config.model.text.update({"init_std": 0.08, "cross_gain": 1.6, "dropout": 0.1})
+    config.model.vision.qk_norm = config.model.text.qk_norm = True
     config.model.fusion.update({"depth": 2, "stride": 1})
     config.model.embed_dim = 128
     config.model.scan_unroll = 4
+    config.objectives.itm.hard_ramp_steps = 1500
+    config.objectives.mlm.weight = 0.25
+    config.objectives.prefix.weight = 0.5
     config.optimizer.update(
         {"lr": 1e-3, "b2": 0.98, "weight_decay": 0.05, "warmup_steps": 150, "warmup_lr": 0.0}
     )
@@ -61,8 +65,10 @@ def scratch() -> ConfigDict:
     config.data.tokenizer.update({"kind": "sentencepiece", "path": "", "vocab_size": 3000})
     config.data.update({"text_length": 24, "target_length": 24, "crop_scale": (0.5, 1.0)})
     with config.evals.unlocked():
-        config.evals.retrieval = retrieval_eval(VAL, limit=1000, rerank=16, captions=0)
-        config.evals.caption = caption_eval(VAL, limit=64, max_length=24)
+        config.evals.retrieval = retrieval_eval(
+            VAL, limit=1000, rerank=16, captions=0, score="itm+itc"
+        )
+        config.evals.caption = caption_eval(VAL, limit=1000, max_length=24)
     return config
 
 

@@ -1,4 +1,4 @@
-"""Under an hour on two CPU cores: the ``full`` scenes with the real recipe, teacher and queue.
+"""An hour on two CPU cores: the ``full`` scenes with the real recipe, teacher and queue.
 
 ``configs/scenes.py:<task>`` fine-tunes it, ``--config.init_from=runs/scenes``: see
 ``configs/scene_tasks.py``.
@@ -11,6 +11,7 @@ from mplug_jax.config import caption_eval, defaults, retrieval_eval
 
 LEVEL = "full"
 ALONE = {"max_objects": 1, "sized": True}
+PAIRS = {"max_objects": 2, "sized": True}
 
 
 def get_config(task: str = "pretrain") -> ConfigDict:
@@ -24,10 +25,10 @@ def get_config(task: str = "pretrain") -> ConfigDict:
 def pretrain() -> ConfigDict:
     """A 1.9M-parameter mPLUG: a cross and a connected fusion layer, one ViT layer."""
     config = defaults("tiny")
-    config.total_steps = 7000
+    config.total_steps = 9500
     config.batch_size = 32
     config.log_every = 100
-    config.eval_every = 1750
+    config.eval_every = 2375
     config.checkpoint_every = 500
     config.model.vision.update({"image_size": (64, 64), "patch_size": (8, 8)})
     config.model.vision.update({"width": 128, "depth": 1, "heads": 4, "mlp_dim": 512})
@@ -39,7 +40,7 @@ def pretrain() -> ConfigDict:
     config.model.scan_unroll = 3
     with config.objectives.unlocked():
         config.objectives.update(
-            {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 7000}
+            {"momentum": 0.99, "momentum_warmup": True, "alpha_ramp_steps": 9500}
         )
         # Colours and places are enough for ITC, and its gradients are the largest by far.
         config.objectives.itc.update({"weight": 0.25, "alpha": 0.4, "queue_size": 1024})
@@ -54,10 +55,12 @@ def pretrain() -> ConfigDict:
     config.data.update(
         {
             # Shapes are learnt first where there is no second object to confuse them with, and far
-            # sooner where the size is told, too, which needs the same features.
+            # sooner where the size is told, too, which needs the same features. Relations come
+            # from scenes of two objects.
             "train": (
                 scenes(LEVEL, "train", size=30_000, cache=True, weight=1.0),
-                scenes(LEVEL, "train", **ALONE, size=15_000, cache=True, seed=1, weight=1.0),
+                scenes(LEVEL, "train", **ALONE, size=15_000, cache=True, seed=1, weight=0.7),
+                scenes(LEVEL, "train", **PAIRS, size=15_000, cache=True, seed=2, weight=0.6),
             ),
             "tokenizer": {
                 "kind": "sentencepiece",

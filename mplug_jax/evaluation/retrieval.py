@@ -103,13 +103,31 @@ def top_k_indices(scores: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
+def reranked_scores(similarity: np.ndarray, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Scores [N, M] that rank by `values` [N, k] in the columns `indices` [N, k] of each row, and
+    behind these by `similarity` [N, M].
+
+    Recall at up to k is that of the official evaluation; beyond, and for the median rank, what was
+    not re-ranked keeps its place instead of being last.
+
+    Raises:
+      ValueError: shapes that do not fit, or a NaN.
+    """
+    similarity, values = _checked(similarity).astype(np.float64), np.asarray(values)
+    behind = similarity - similarity.max() + values.min() - 1.0
+    return scatter_scores(similarity.shape, indices, values, behind)
+
+
 def scatter_scores(
-    shape: tuple[int, int], indices: np.ndarray, values: np.ndarray, fill: float = NOT_RERANKED
+    shape: tuple[int, int],
+    indices: np.ndarray,
+    values: np.ndarray,
+    fill: float | np.ndarray = NOT_RERANKED,
 ) -> np.ndarray:
     """Scores [N, M] with `values` [N, k] in the columns `indices` [N, k] of each row.
 
-    The other entries are `fill`, below any sum of a match logit and a similarity, so that a pair
-    which was not re-ranked stays behind those which were.
+    The other entries are `fill`, one score or [N, M]. The official one is below any sum of a match
+    logit and a similarity, so that a pair which was not re-ranked stays behind those which were.
 
     Raises:
       ValueError: shapes that do not fit, or a value that is not above `fill`.
@@ -121,9 +139,9 @@ def scatter_scores(
             f"{shape[0]} rows"
         )
     # Written so that a NaN fails too.
-    if not np.all(values > fill):
-        raise ValueError(f"a re-ranked score is NaN or not above the fill value {fill}")
-    scores = np.full(shape, fill, dtype=np.result_type(values.dtype, np.float32))
+    if not np.all(values > np.max(fill)):
+        raise ValueError(f"a re-ranked score is NaN or not above the fill value {np.max(fill)}")
+    scores = np.full(shape, fill, dtype=np.result_type(values, fill, np.float32))
     np.put_along_axis(scores, indices, values, axis=1)
     return scores
 

@@ -167,6 +167,19 @@ def test_rerank_by_perfect_match_scores():
     assert np.count_nonzero(scores == -100.0) == 50 * 42
 
 
+def test_what_was_not_reranked_keeps_its_order_behind():
+    rng = np.random.default_rng(5)
+    itc = 1000 * rng.normal(size=(40, 30)).astype(np.float32)
+    indices = retrieval.top_k_indices(itc, 4)
+    matches = rng.normal(size=indices.shape).astype(np.float32)
+    ranked = retrieval.top_k_indices(retrieval.reranked_scores(itc, indices, matches), 30)
+    for row, first, logits, order in zip(itc, indices, matches, ranked, strict=True):
+        assert list(order[:4]) == list(first[np.argsort(-logits)])
+        assert list(order[4:]) == list(np.argsort(-row)[4:])
+    with pytest.raises(ValueError, match="NaN"):
+        retrieval.reranked_scores(itc, indices, np.where(matches > 0, np.nan, matches))
+
+
 def test_scatter_rejects_scores_that_fill_would_beat():
     indices = np.array([[0, 1]])
     for bad in (-100.0, np.nan):

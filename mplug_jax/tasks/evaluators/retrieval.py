@@ -19,8 +19,8 @@ from mplug_jax.data.examples import EvalExamples
 from mplug_jax.data.pipeline import eval_batches
 from mplug_jax.evaluation.retrieval import (
     median_rank,
+    reranked_scores,
     retrieval_metrics,
-    scatter_scores,
     top_k_indices,
 )
 from mplug_jax.tasks.evaluators.held_out import BATCH_SIZE, SHEET_ROWS, HeldOut, Sheet
@@ -108,7 +108,7 @@ class RetrievalEvaluator:
 
     def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
         """Metrics ``txt_r1`` ... re-ranked, ``itc_txt_r1`` ... of ITC alone, in percent, and the
-        median ranks ``txt_medr`` and ``img_medr`` after re-ranking."""
+        median ranks ``txt_medr`` and ``img_medr`` after re-ranking, ITC's beyond it."""
         feats, indices = self._pictures(params)
         texts = self._encoded_texts(params, indices)
         similarity = feats @ texts.feats.T
@@ -117,9 +117,8 @@ class RetrievalEvaluator:
         texts_of = top_k_indices(similarity, self._rerank)
         images_of = top_k_indices(similarity.T, self._rerank)
         to_text, to_image = self._pair_scores(params, texts, similarity, texts_of, images_of)
-        # Similarities over a small temperature have no lower bound of use.
-        image_to_text = scatter_scores(similarity.shape, texts_of, to_text, -np.inf)
-        text_to_image = scatter_scores(similarity.T.shape, images_of, to_image, -np.inf)
+        image_to_text = reranked_scores(similarity, texts_of, to_text)
+        text_to_image = reranked_scores(similarity.T, images_of, to_image)
         metrics = retrieval_metrics(image_to_text, text_to_image, own, owner)
         metrics["txt_medr"] = median_rank(image_to_text, query_ids=own, gallery_ids=owner)
         metrics["img_medr"] = median_rank(text_to_image, query_ids=owner, gallery_ids=own)

@@ -75,8 +75,8 @@ def both_ways(to_text: np.ndarray, to_image: np.ndarray, right: np.ndarray) -> d
 
 
 def reranked(similarity: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """The scores of each row's best by similarity; the others behind them all."""
-    scores = np.full(similarity.shape, -1e9)
+    """The scores of each row's best by similarity; the others behind them, by similarity."""
+    scores = similarity.astype(np.float64) - 1e6
     for row in range(len(scores)):
         best = sorted(range(scores.shape[1]), key=lambda c: -similarity[row, c])[:RERANK]
         scores[row, best] = logits[row, best]

@@ -3,7 +3,8 @@
     python benchmarks/trivial.py --config=configs/photo_tasks.py:vqa --config.data.root=<folder>
 
 Reads the config's first training source and the held-out set of its evaluator and scores what is
-most common in training: the most frequent answer, the mean box, or the most frequent words.
+most common in training: the most frequent answer, the mean box, or the most frequent words. Of
+boxes the whole picture, too, as many objects fill half of it.
 """
 
 from __future__ import annotations
@@ -41,8 +42,17 @@ def answers(train: Items, held_out: Items) -> Found:
 def boxes(train: Items, held_out: Items) -> Found:
     """The mean of the corners of all boxes."""
     mean = np.mean([train[i]["phrases"][0]["box"] for i in range(len(train))], axis=0)
+    return _one_box(mean, held_out)
+
+
+def whole(_: Items, held_out: Items) -> Found:
+    """The picture's own corners."""
+    return _one_box(np.array([0.0, 0.0, 1.0, 1.0]), held_out)
+
+
+def _one_box(box: np.ndarray, held_out: Items) -> Found:
     right = {i: held_out[i]["phrases"][0]["box"] for i in range(len(held_out))}
-    return str(mean.round(3).tolist()), grounding_metrics(dict.fromkeys(right, mean), right)
+    return str(box.round(3).tolist()), grounding_metrics(dict.fromkeys(right, box), right)
 
 
 def captions(train: Items, held_out: Items) -> Found:
@@ -57,10 +67,10 @@ def captions(train: Items, held_out: Items) -> Found:
     return repr(said), caption_metrics(dict.fromkeys(right, said), right, java=False)
 
 
-KINDS: dict[str, tuple[str, Callable[[Items, Items], Found]]] = {
-    "vqa": ("questions", answers),
-    "grounding": ("phrases", boxes),
-    "caption": ("captions", captions),
+KINDS: dict[str, tuple[str, tuple[Callable[[Items, Items], Found], ...]]] = {
+    "vqa": ("questions", (answers,)),
+    "grounding": ("phrases", (boxes, whole)),
+    "caption": ("captions", (captions,)),
 }
 
 
@@ -75,15 +85,16 @@ def main(_: list[str]) -> None:
         if settings.kind not in KINDS:
             print(f"{name}: nothing is trivial for {settings.kind!r} but chance.")
             continue
-        field, score = KINDS[settings.kind]
+        field, scores = KINDS[settings.kind]
         train, held_out = source(config.data.train[0]), source(settings.source)
         # An evaluator's limit counts pictures for captions and items otherwise.
         items = Items(held_out, field, settings.limit if field != "captions" else 0)
         if field == "captions" and settings.limit:
             items.places = [place for place in items.places if place[0] < settings.limit]
-        said, figures = score(Items(train, field), items)
-        told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
-        print(f"{name}: {said} for all of {held_out!r}: {told}")
+        for score in scores:
+            said, figures = score(Items(train, field), items)
+            told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
+            print(f"{name}: {said} for all of {held_out!r}: {told}")
 
 
 if __name__ == "__main__":

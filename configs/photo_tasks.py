@@ -52,7 +52,7 @@ def caption(config: ConfigDict) -> None:
 def grounding(config: ConfigDict) -> None:
     """The box of a phrase, in 113 coordinates, one a pixel."""
     config.task = "grounding"
-    config.finetune.grounding.bins = 113
+    config.finetune.grounding.update({"bins": 113, "weighting": "none"})
     config.data.update({"crop_scale": None, "flip": True})
     train, val = ({"kind": "grounding", "path": f"grounding_{s}.json"} for s in ("train", "val"))
     config.data.train = (train,)

@@ -111,37 +111,43 @@ def reranked_scores(similarity: np.ndarray, indices: np.ndarray, values: np.ndar
     not re-ranked keeps its place instead of being last.
 
     Raises:
-      ValueError: shapes that do not fit, or a NaN.
+      ValueError: shapes that do not fit, a NaN, or an infinite value.
     """
-    similarity, values = _checked(similarity).astype(np.float64), np.asarray(values)
-    behind = similarity - similarity.max() + values.min() - 1.0
-    return scatter_scores(similarity.shape, indices, values, behind)
+    values = np.asarray(values)
+    if not np.all(np.isfinite(values)):
+        raise ValueError("a re-ranked score is NaN or infinite: the match logits are broken")
+    # In place: of 5,000 pictures and 25,000 texts each copy takes a gigabyte.
+    scores = _checked(similarity).astype(np.float64)
+    scores += values.min() - 1.0 - scores.max()
+    return _put(scores, indices, values)
 
 
 def scatter_scores(
-    shape: tuple[int, int],
-    indices: np.ndarray,
-    values: np.ndarray,
-    fill: float | np.ndarray = NOT_RERANKED,
+    shape: tuple[int, int], indices: np.ndarray, values: np.ndarray, fill: float = NOT_RERANKED
 ) -> np.ndarray:
     """Scores [N, M] with `values` [N, k] in the columns `indices` [N, k] of each row.
 
-    The other entries are `fill`, one score or [N, M]. The official one is below any sum of a match
-    logit and a similarity, so that a pair which was not re-ranked stays behind those which were.
+    The other entries are `fill`, below any sum of a match logit and a similarity, so that a pair
+    which was not re-ranked stays behind those which were.
 
     Raises:
       ValueError: shapes that do not fit, or a value that is not above `fill`.
     """
-    indices, values = np.asarray(indices), np.asarray(values)
-    if indices.shape != values.shape or len(indices) != shape[0]:
+    values = np.asarray(values)
+    # Written so that a NaN fails too.
+    if not np.all(values > fill):
+        raise ValueError(f"a re-ranked score is NaN or not above the fill value {fill}")
+    scores = np.full(shape, fill, dtype=np.result_type(values.dtype, np.float32))
+    return _put(scores, indices, values)
+
+
+def _put(scores: np.ndarray, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    indices = np.asarray(indices)
+    if indices.shape != values.shape or len(indices) != len(scores):
         raise ValueError(
             f"indices {indices.shape} and values {values.shape} have to be alike and hold "
-            f"{shape[0]} rows"
+            f"{len(scores)} rows"
         )
-    # Written so that a NaN fails too.
-    if not np.all(values > np.max(fill)):
-        raise ValueError(f"a re-ranked score is NaN or not above the fill value {np.max(fill)}")
-    scores = np.full(shape, fill, dtype=np.result_type(values, fill, np.float32))
     np.put_along_axis(scores, indices, values, axis=1)
     return scores
 

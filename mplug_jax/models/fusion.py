@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mplug_jax.models.axes import constrain, constrain_rows
 from mplug_jax.models.config import SCHEDULES, FusionConfig, TextConfig
-from mplug_jax.models.layers import Array, layer_norm, rematerialised
+from mplug_jax.models.layers import Array, KeysValues, layer_norm, rematerialised
 from mplug_jax.models.text_encoder import attention, mlp, residual
 
 
@@ -103,6 +103,8 @@ class ConnectedLayer(nn.Module):
 
     ``add_image``: the released models add the layer's image output to the image stream
     (official ``models/modeling_mplug.py``, FusionModel) where Algorithm 1 replaces it.
+    ``image_rows``: the rows whose image output is wanted, as in ``take_rows``, None for all. The
+    others' image tokens are read, but ask for nothing.
     """
 
     config: TextConfig
@@ -110,15 +112,30 @@ class ConnectedLayer(nn.Module):
     add_image: bool
 
     @nn.compact
-    def __call__(self, image: Array, text: Array, text_mask: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, image: Array, text: Array, text_mask: Array, image_rows: Array | None = None
+    ) -> tuple[Array, Array]:
         attend = attention(self.config, self.dtype, "attention")
+        after_attention = residual(self.config, self.dtype, "after_attention")
+        after_mlp = residual(self.config, self.dtype, "after_mlp")
+        feed_forward = mlp(self.config, self.dtype)
+
+        def update(x: Array, shared: KeysValues, mask: Array) -> Array:
+            x = after_attention(x, lambda y: attend.attend(y, shared, mask))
+            return after_mlp(x, feed_forward)
+
         image_mask = jnp.ones(image.shape[:2], bool)
         mask = jnp.concatenate([image_mask, text_mask], axis=1)[:, None, None, :]
         x = jnp.concatenate([image, text], axis=1)
-        x = residual(self.config, self.dtype, "after_attention")(x, lambda y: attend(y, y, mask))
-        x = residual(self.config, self.dtype, "after_mlp")(x, mlp(self.config, self.dtype))
-        self.sow("intermediates", "output", x)
-        new_image, text = x[:, : image.shape[1]], x[:, image.shape[1] :]
+        shared = attend.keys_values(after_attention.inputs(x))
+        if image_rows is None:
+            x = update(x, shared, mask)
+            self.sow("intermediates", "output", x)
+            new_image, text = x[:, : image.shape[1]], x[:, image.shape[1] :]
+        else:
+            text = update(text, shared, mask)
+            image, *shared, mask = (take_rows(x, image_rows) for x in (image, *shared, mask))
+            new_image = update(image, tuple(shared), mask) if len(image) else image
         return (image + new_image if self.add_image else new_image), text
 
 
@@ -156,8 +173,12 @@ class Fusion(nn.Module):
     not N times. None: text i goes with picture i. An index ``[G, N / G]`` names pictures within
     each of G equal parts of the batch: where the devices hold whole parts, no picture travels.
 
+    ``image_rows`` names in the same way the M of the N rows whose image' is wanted, None for all:
+    matching and MLM read text' alone, and where a connected layer is the last, most of its work
+    goes into image'.
+
     Returns:
-      (image' ``[N, V, D]``, text' ``[N, L, D]``).
+      (image' ``[M, V, D]``, text' ``[N, L, D]``).
     """
 
     config: FusionConfig
@@ -167,7 +188,12 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Array, text: Array, text_mask: Array, image_index: Array | None = None
+        self,
+        image: Array,
+        text: Array,
+        text_mask: Array,
+        image_index: Array | None = None,
+        image_rows: Array | None = None,
     ) -> tuple[Array, Array]:
         kinds = layer_kinds(self.config.schedule, self.config.depth, self.config.stride)
         make = {
@@ -183,10 +209,14 @@ class Fusion(nn.Module):
             layer = layer_class(self.text, self.dtype, **options, name=f"layer_{i}")
             if kind == "cross":
                 image, text = layer(image, text, text_mask, image_index)
+                continue
+            image, image_index = constrain_rows(take_rows(image, image_index)), None
+            if kind == "connected" and i == len(kinds) - 1:
+                image, text = layer(image, text, text_mask, image_rows)
+                image_rows = None
             else:
-                image, image_index = constrain_rows(take_rows(image, image_index)), None
                 image, text = layer(image, text, text_mask)
-        image = constrain_rows(take_rows(image, image_index))
+        image = constrain_rows(take_rows(take_rows(image, image_index), image_rows))
         if self.text.norm == "pre":
             text = layer_norm(self.text.ln_eps, "final_norm")(text).astype(self.dtype)
             if any(kind != "cross" for kind in kinds):

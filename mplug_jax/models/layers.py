@@ -187,13 +187,21 @@ class Residual(nn.Module):
     dropout: float
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        self.layer_norm = layer_norm(self.eps)
+        self.output_dropout = Dropout(self.dropout)
+
+    def inputs(self, x: Array) -> Array:
+        """What the sub-layer reads of the stream ``x``."""
+        return self.layer_norm(x).astype(self.dtype) if self.norm == "pre" else x
+
+    def add(self, x: Array, y: Array) -> Array:
+        """The stream ``x`` with what the sub-layer made of it."""
+        x = x + self.output_dropout(y)
+        return x if self.norm == "pre" else self.layer_norm(x).astype(self.dtype)
+
     def __call__(self, x: Array, sublayer: Callable[[Array], Array]) -> Array:
-        norm = layer_norm(self.eps, name="layer_norm")
-        dropout = Dropout(self.dropout)
-        if self.norm == "post":
-            return norm(x + dropout(sublayer(x))).astype(self.dtype)
-        return x + dropout(sublayer(norm(x).astype(self.dtype)))
+        return self.add(x, sublayer(self.inputs(x)))
 
 
 def whole_words(embedding: Array) -> Array:

@@ -166,9 +166,21 @@ class MPlug(nn.Module):
         text_embeds: Array,
         text_mask: Array,
         image_index: Array | None = None,
+        image_rows: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Skip-connected fusion: (image' ``[N, V, D]``, text' ``[N, L, D]``); see ``Fusion``."""
-        return self.fusion(image_embeds, text_embeds, text_mask, image_index)
+        """Skip-connected fusion: (image' ``[M, V, D]``, text' ``[N, L, D]``); see ``Fusion``."""
+        return self.fusion(image_embeds, text_embeds, text_mask, image_index, image_rows)
+
+    def fuse_text(
+        self,
+        image_embeds: Array,
+        text_embeds: Array,
+        text_mask: Array,
+        image_index: Array | None = None,
+    ) -> Array:
+        """text' ``[N, L, D]`` of ``fuse`` alone, for less."""
+        none = jnp.zeros(0, jnp.int32)
+        return self.fuse(image_embeds, text_embeds, text_mask, image_index, none)[1]
 
     def match(self, fused_text: Array) -> Array:
         """ITM logits ``[N, 2]`` (no match, match) in float32 of the fused first token."""

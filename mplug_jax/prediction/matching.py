@@ -51,7 +51,7 @@ class Matcher:
         def probability(params: Any, image: Any, ids: Any, mask: Any, index: Any) -> jax.Array:
             forward = model.forward(params)
             images, texts = forward("encode_image", image), forward("encode_text", ids, mask)
-            _, fused = forward("fuse", images, texts, mask, index)
+            fused = forward("fuse_text", images, texts, mask, index)
             return jax.nn.softmax(forward("match", fused))[:, 1]
 
         self._image_features, self._text_features = image_features, text_features

@@ -39,7 +39,7 @@ def class_logits(forward: Forward, batch: Any) -> jax.Array:
     embeds = forward("encode_image", image.reshape(-1, *image.shape[-3:]))
     rows = np.arange(len(ids)).repeat(pictures)
     texts = forward("encode_text", ids, mask)[rows]
-    _, fused = forward("fuse", embeds, texts, mask[rows])
+    fused = forward("fuse_text", embeds, texts, mask[rows])
     return forward("classify", fused)
 
 

@@ -113,6 +113,44 @@ def test_an_index_equals_gathered_pictures(small, params_of):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize(
+    ("schedule", "depth"),
+    [("paper", 2), ("official", 2), ("paper", 3), ("asymmetric", 2), ("co_attention", 2)],
+)
+def test_what_fusion_makes_of_some_pictures_is_what_it_makes_of_them_among_all(
+    small, params_of, schedule, depth, norm
+):
+    config = small.replace(
+        text={"norm": norm}, fusion={"schedule": schedule, "stride": 1, "depth": depth}
+    )
+    params = params_of(config)["fusion"]
+    image, text, mask, index = streams(config)
+    run = jax.jit(Fusion(config.fusion, config.text).apply)
+    all_images, all_text = run({"params": params}, image, text, mask, index)
+
+    for rows in ([2, 0], [1], []):
+        wanted = np.array(rows, np.int32)
+        images, texts = run({"params": params}, image, text, mask, index, wanted)
+        np.testing.assert_allclose(images, all_images[wanted], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(texts, all_text, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_that_are_not_wanted_cost_nothing_in_the_last_layer(small, params_of):
+    config = small.replace(fusion={"schedule": "connected", "depth": 1})
+    image, text, mask, index = streams(config)
+
+    def flops(wanted):
+        run = jax.jit(Fusion(config.fusion, config.text).apply)
+        arguments = ({"params": params_of(config)["fusion"]}, image, text, mask, index, wanted)
+        return run.lower(*arguments).compile().cost_analysis()["flops"]
+
+    # Of 9 tokens a row 4 are text: of 12 D^2 multiplications a token, keys and values (2) are
+    # made of all, queries, output and feed-forward (10) of the text.
+    ratio = flops(np.zeros(0, np.int32)) / flops(None)
+    assert ratio == pytest.approx((2 * 9 + 10 * 4) / (12 * 9), abs=0.06)
+
+
 def test_cross_layers_make_keys_and_values_once_a_picture(small, params_of):
     config = small.replace(fusion=vars(FusionConfig(depth=1, schedule="asymmetric")))
     module = Fusion(config.fusion, config.text)

@@ -91,7 +91,7 @@ class RetrievalEvaluator:
 
         def match(params: Any, images: Any, texts: Any, mask: Any, pairs: Any) -> jax.Array:
             forward, chosen = data.forward(params), pairs["text"]
-            _, fused = forward("fuse", images, texts[chosen], mask[chosen], pairs["image"])
+            fused = forward("fuse_text", images, texts[chosen], mask[chosen], pairs["image"])
             logits = forward("match", fused)
             if score != "itm+itc":
                 return logits[:, 1]

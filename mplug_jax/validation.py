@@ -233,6 +233,11 @@ def _validate_model(config: ConfigDict) -> None:
     stills = [f"task {task!r}"] if task in ("grounding", *CLASSES) else []
     stills += ["config.data.cached_variants"] if config.data.cached_variants else []
     _require(
+        task != "nlvr2" or not config.data.cached_variants,
+        f"config.data.cached_variants={config.data.cached_variants} keeps one picture a record, "
+        "and task 'nlvr2' reads two: set it to 0.",
+    )
+    _require(
         model.frames == 1 or not stills,
         f"config.model.frames={model.frames} makes the model take clips, which "
         f"{' and '.join(stills)} cannot be used with: set frames=1.",

@@ -100,6 +100,7 @@ def test_a_pool_of_negatives_that_fits(pool):
         ("grounding", {"model__frames": 8}, "task 'grounding' cannot be used with: set frames=1"),
         ("nlvr2", {"model__frames": 2}, "task 'nlvr2' cannot be used with"),
         ("snli_ve", {"model__frames": 2}, "task 'snli_ve' cannot be used with"),
+        ("nlvr2", {"data__cached_variants": 1}, "cached_variants=1 keeps one picture a record"),
         (
             "pretrain",
             {"model__frames": 2, "data__cached_variants": 1},

@@ -41,6 +41,18 @@ def mirrored_phrase(phrase: str) -> str:
     return _SIDE.sub(swap, phrase)
 
 
+def mirrored_box(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """The box of the mirrored picture: corners x1, y1, x2, y2 as fractions of the picture."""
+    x1, y1, x2, y2 = box
+    return 1.0 - x2, y1, 1.0 - x1, y2
+
+
+def inside(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """What of a box, corners as fractions of the picture, lies within the picture."""
+    x1, y1, x2, y2 = (float(min(max(corner, 0.0), 1.0)) for corner in box)
+    return x1, y1, x2, y2
+
+
 def crop_around(
     width: int,
     height: int,
@@ -98,7 +110,7 @@ class BoxTransform:
         """uint8 [h, w, 3] to uint8 [*size, 3]; boxes are x1, y1, x2, y2 as fractions of the picture
         and come back within 0..1; `rng` is used in training alone."""
         picture = Image.fromarray(image)
-        x1, y1, x2, y2 = (float(min(max(corner, 0.0), 1.0)) for corner in box)
+        x1, y1, x2, y2 = inside(box)
         if self.train and self.crop_scale is not None and not names_place(phrase):
             w, h = picture.size
             pixels = (x1 * w, y1 * h, x2 * w, y2 * h)
@@ -109,5 +121,5 @@ class BoxTransform:
         picture = square_resize(picture, self.size)
         if self.train and self.flip and rng.random() < 0.5:
             picture = horizontal_flip(picture)
-            x1, x2, phrase = 1.0 - x2, 1.0 - x1, mirrored_phrase(phrase)
+            (x1, y1, x2, y2), phrase = mirrored_box((x1, y1, x2, y2)), mirrored_phrase(phrase)
         return np.asarray(picture), (x1, y1, x2, y2), phrase

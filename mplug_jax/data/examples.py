@@ -22,11 +22,15 @@ def load_image(
 ) -> np.ndarray:
     """The record's picture after `transform`, uint8 [H, W, 3] of the transform's size.
 
-    With `frames` above 1 that many frames of its clip, [frames, H, W, 3], all cropped alike.
+    With `frames` above 1 that many frames of its clip, [frames, H, W, 3], all cropped alike. Of a
+    record with `features` a variant of them, [V, D], in place of the picture.
 
     Raises:
       BadSample: the image or the clip cannot be decoded, or there is no clip.
     """
+    if "features" in record:
+        features = record["features"]
+        return features[0 if rng is None else int(rng.integers(len(features)))]
     if frames == 1 and "video" not in record:
         with naming(record):
             return transform(record["image"], rng)
@@ -107,7 +111,7 @@ class PretrainExamples:
         prefix_ids, prefix_mask = encode_words(self.tokenizer, kept[:split], self.text_length)
         target_ids, target_mask = self._target(kept[split:], complete=len(kept) == len(words))
         return {
-            "image": self._image(record, rng),
+            "image": load_image(record, self.transform, rng, self.frames),
             "text_ids": text_ids,
             "text_mask": text_mask,
             "prefix_ids": prefix_ids,
@@ -116,11 +120,6 @@ class PretrainExamples:
             "target_mask": target_mask,
             "image_id": np.int32(record["image_id"]),
         }
-
-    def _image(self, record: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-        if "features" not in record:
-            return load_image(record, self.transform, rng, self.frames)
-        return record["features"][rng.integers(len(record["features"]))]
 
     def _target(self, words: list[list[int]], complete: bool) -> tuple[np.ndarray, np.ndarray]:
         tokens = [self.tokenizer.cls_id, *(token for word in words for token in word)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mplug_jax.data.boxes import BoxTransform
+from mplug_jax.data.boxes import BoxTransform, inside, mirrored_box, mirrored_phrase
 from mplug_jax.data.examples import Example, caption_words, load_image
 from mplug_jax.data.records import BadSample, Record, naming
 from mplug_jax.data.tokenizers import Tokenizer, encode_words, pad
@@ -158,9 +158,7 @@ class PhraseExamples:
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Example:
         """Raises BadSample where the image or the phrase cannot be used."""
         phrase = _drawn(record, "phrases", rng)
-        with naming(record):
-            pixels = decode_image(record["image"])
-        image, box, text = self.transform(pixels, phrase["box"], phrase["phrase"], rng)
+        image, box, text = self._shown(record, phrase["box"], phrase["phrase"], rng)
         text_ids, text_mask = _encoded(record, text, self.tokenizer, self.text_length)
         x1, y1, x2, y2 = box
         return {
@@ -170,6 +168,20 @@ class PhraseExamples:
             "text_mask": text_mask,
             "box": np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], np.float32),
         }
+
+    def _shown(
+        self, record: Record, box: Sequence[float], phrase: str, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, tuple[float, float, float, float], str]:
+        """The picture, or features of it or of its mirror image, and what box and phrase become."""
+        if "features" not in record:
+            with naming(record):
+                pixels = decode_image(record["image"])
+            return self.transform(pixels, box, phrase, rng)
+        features = record["features"]
+        variant = 0 if rng is None else int(rng.integers(len(features)))
+        if variant == 0:
+            return features[0], inside(box), phrase
+        return features[variant], mirrored_box(inside(box)), mirrored_phrase(phrase)
 
 
 @dataclass(frozen=True)

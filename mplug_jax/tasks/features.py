@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mplug_jax.config import ConfigError
 from mplug_jax.data.examples import load_image
-from mplug_jax.data.features import FeatureSource
+from mplug_jax.data.features import FeatureSource, Pictures
 from mplug_jax.data.pipeline import eval_batches
 from mplug_jax.data.records import Record, Source
 from mplug_jax.data.transforms import ImageTransform
@@ -56,12 +56,13 @@ def with_features(
     digest = params_sha256(encoder)
     cached = []
     for number, (source, weight) in enumerate(sources):
-        key = hashlib.sha256(f"{digest} {config.data.train[number]} {len(source)}".encode())
+        pictures = Pictures(source)
+        key = hashlib.sha256(f"{digest} {config.data.train[number]} {len(pictures)}".encode())
         name = f"{key.hexdigest()[:16]}-{config.data.cached_variants}.npy"
         path = Path(workdir) / "features" / name
         if jax.process_index() == 0 and not path.exists():
-            _write(path, source, config.data.cached_variants, model, encoder)
-        cached.append((FeatureSource(source, path), weight))
+            _write(path, pictures, config.data.cached_variants, model, encoder)
+        cached.append((FeatureSource(source, path, pictures.rows), weight))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("image features")
     return cached
@@ -88,8 +89,8 @@ def _frozen_encoder(config: ConfigDict, model: MPlug) -> Any:
     return load_params(config.init_from, encoder, grid, part=ENCODER)[0][ENCODER]
 
 
-def _write(path: Path, source: Source, count: int, model: MPlug, encoder: Any) -> None:
-    """Encodes every picture of a source into ``path``, which appears once it is whole.
+def _write(path: Path, pictures: Pictures, count: int, model: MPlug, encoder: Any) -> None:
+    """Encodes every picture into ``path``, which appears once it is whole.
 
     One process does it, on the devices it has for itself.
     """
@@ -106,13 +107,13 @@ def _write(path: Path, source: Source, count: int, model: MPlug, encoder: Any) -
     encode = jax.jit(encode, out_shardings=replicated(mesh))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    shape = (len(source), count, tokens, vision.width)
-    print(f"encoding {len(source)} pictures once into {path}", flush=True)
+    shape = (len(pictures), count, tokens, vision.width)
+    print(f"encoding {len(pictures)} pictures once into {path}", flush=True)
     array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
     array[:, 0, 0, 0] = np.nan
     rows = -(-BATCH_SIZE // batch_parts(mesh)) * batch_parts(mesh)
-    with tqdm(total=len(source), unit="image") as bar:
-        for batch in eval_batches(source, Variants(vision.image_size, count), rows):
+    with tqdm(total=len(pictures), unit="image") as bar:
+        for batch in eval_batches(pictures, Variants(vision.image_size, count), rows):
             placed = place_global_batch({"image": batch["image"]}, mesh)["image"]
             valid = batch["valid"]
             array[batch["index"][valid]] = np.asarray(encode(encoder, placed))[valid]

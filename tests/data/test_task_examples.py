@@ -235,3 +235,24 @@ def test_unreadable_pictures_are_bad_samples():
     ):
         with pytest.raises(BadSample, match=r"gone\.jpg: no such file"):
             maker(record(image="/nowhere/gone.jpg", **fields), rng())
+
+
+def test_features_take_the_place_of_the_picture_and_its_mirror_image():
+    features = np.stack([np.full((5, 3), variant, np.float16) for variant in (0, 1)])
+    phrase = {"phrase": "the left dog", "box": [0.1, 0.2, 0.4, 1.3]}
+    question = {"question": "what", "answers": {"dog": 1.0}}
+    item = record(features=features, phrases=[phrase], questions=[question], captions=["a dog"])
+    makers = (
+        CaptionExamples(Letters(), PLAIN, 9),
+        QuestionExamples(Letters(), PLAIN, 9, 4, 1),
+        PhraseExamples(Letters(), BoxTransform(SIZE, train=True, flip=True), 14),
+    )
+    for maker in makers:
+        drawn = [maker(item, rng(seed)) for seed in range(20)]
+        assert {x["image"].shape for x in drawn} == {(5, 3)}
+        assert {float(x["image"][0, 0]) for x in drawn} == {0.0, 1.0}
+    for example in drawn:  # phrases: the box and the side follow the picture
+        mirrored = example["image"][0, 0] == 1
+        assert text(example) == ("^therightdog|" if mirrored else "^theleftdog|")
+        centre = 0.75 if mirrored else 0.25
+        np.testing.assert_allclose(example["box"], [centre, 0.6, 0.3, 0.8], atol=1e-6)

@@ -114,6 +114,30 @@ def test_a_picture_that_cannot_be_read_is_a_bad_sample(start, tmp_path):
         source[1]
 
 
+def test_records_of_the_same_picture_share_its_features(start, tmp_path):
+    folder, _ = start
+    config = frozen(folder)
+    setup = Pretrain(config, str(tmp_path)).setup
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    order = (0, 1, 0, 2, 1, 0)
+
+    class Phrases:
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            number = order[index]
+            return {"id": str(index), "image": pictures[number], "image_id": 40 + number}
+
+    ((source, _),) = with_features([(Phrases(), 1.0)], config, setup.model, str(tmp_path))
+    assert len(source) == 6 and len(np.load(source.path)) == 3
+    for index, number in enumerate(order):
+        same = source[order.index(number)]["features"]
+        np.testing.assert_array_equal(source[index]["features"], same)
+        assert source[index]["id"] == str(index)
+    assert np.abs(source[0]["features"] - source[3]["features"]).max() > 1e-2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

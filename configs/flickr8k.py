@@ -76,21 +76,20 @@ def small() -> ConfigDict:
     """70M parameters of width 384 at 112 px; the image encoder is frozen, its output kept."""
     config = defaults("small")
     config.total_steps = 650
-    config.batch_size = 128
+    config.batch_size = 96
     config.log_every = 10
     config.eval_every = 0
     config.checkpoint_every = 100
     config.model.vision.update({**DINOV2, "image_size": (112, 112), "attention_dropout": 0.0})
     config.model.fusion.update({"depth": 3, "schedule": "paper", "stride": 2})
     config.model.decoder.depth = 3
-    # At first the picture shall weigh about as much as the text that it is added to.
-    config.model.text.cross_gain = 1.6
+    config.model.bridge = True
     # With hard negatives from the start nothing is to be learnt from [CLS], and it fades.
-    config.objectives.itm.hard_ramp_steps = 400
+    config.objectives.itm.hard_ramp_steps = 500
     # The gradients of MLM and prefix LM are the largest by far: at full weight all that the fused
     # text has to tell apart is learnt for them. The decoder, theirs alone, does not mind with Adam.
-    config.objectives.mlm.update({"weight": 0.03, "fraction": 0.0625})
-    config.objectives.prefix.update({"weight": 0.05, "fraction": 0.25})
+    config.objectives.mlm.update({"weight": 0.05, "fraction": 0.0625})
+    config.objectives.prefix.update({"weight": 0.1, "fraction": 0.25})
     config.optimizer.update({"lr": 1e-4, "b2": 0.98, "warmup_steps": 60, "warmup_lr": 0.0})
     config.optimizer.rules += (
         ("^visual_encoder/", {"freeze": True}),

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from mplug_jax import command_line
 from mplug_jax import config as config_lib
 from mplug_jax.conversion import official
+from mplug_jax.conversion.alignment import account, align_towers
 from mplug_jax.conversion.bert import WORDS, fill_text_towers
 from mplug_jax.conversion.inference import check_sizes
 from mplug_jax.conversion.inspection import describe
@@ -54,6 +55,7 @@ class Options:
     config: ConfigDict | None = None
     vision: str | None = None
     text: str | None = None
+    align: int | None = None
     fusion_stride: int | None = None
     vision_heads: int | None = None
     text_heads: int | None = None
@@ -79,6 +81,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     ):
         flags.DEFINE_string(name, None, text, values)
     for name, text in (
+        ("align", "towers: start fusion from so many pairs of the training data."),
         ("fusion_stride", "mplug: default that of the released model of the same ViT width."),
         ("vision_heads", "mplug: default as many as are 64 wide."),
         ("text_heads", "mplug: default as many as are 64 wide."),
@@ -134,6 +137,8 @@ def convert_towers(options: Options) -> str:
     }
     if options.config is None or not given:
         raise ConversionError("Give --config, and --vision=FILE or --text=FILE or both.")
+    if options.align and len(given) < 2:
+        raise ConversionError("--align needs both towers: give --vision=FILE and --text=FILE.")
     files = {label: read_weights(path) for label, (path, _) in given.items()}
     model = _model(options.config, files["text"].tensors if "text" in files else {})
     filling, report = Filling(model), Report()
@@ -142,7 +147,12 @@ def convert_towers(options: Options) -> str:
         part.notes[:0] = [f"{label}: {path}", *files[label].notes]
         report.merge(part, label)
     filling.settle(report, "no file given holds it")
-    return _write(filling.complete(options.config.seed), report, model, options)
+    params = filling.complete(options.config.seed)
+    if options.align:
+        report.expect(options.expect_unused, options.expect_missing)
+        note = align_towers(params, options.config, model, options.align, options.out)
+        account(report, note)
+    return _write(params, report, model, options)
 
 
 def export_checkpoint(path: str, options: Options) -> str:

@@ -209,7 +209,7 @@ def official_rows(config: ModelConfig, fusion_layers: int) -> list[Row]:
         files, of which the last ``config.fusion.depth`` run.
     """
     found = list(vision_rows(CLIP_OPENAI, config.vision, "visual_encoder.visual."))
-    if config.vision.width != config.text.width:
+    if config.bridged:
         found += rows(OFFICIAL_BRIDGE, "", "")
     found += text_encoder_rows(config, "text_encoder.")
     found += fusion_rows(config, "fusion_encoder.", fusion_layers)

@@ -115,6 +115,8 @@ class ModelConfig:
 
     Attributes:
       embed_dim: width of the ITC space.
+      bridge: a linear layer and a norm between image encoder and fusion (official ``visn_fc``)
+        even where their widths agree; where they differ it is always there.
       frames: pictures that make one input: 1, or the frames of a clip, whose tokens are joined.
       frame_positions: whether a frame's tokens get a learned embedding of its place in the clip,
         zero at first. Without it, as in the official code, the order of frames is lost.
@@ -134,6 +136,7 @@ class ModelConfig:
     fusion: FusionConfig = FusionConfig()
     decoder: DecoderConfig = DecoderConfig()
     embed_dim: int = 256
+    bridge: bool = False
     frames: int = 1
     frame_positions: bool = False
     classes: int = 0
@@ -165,6 +168,11 @@ class ModelConfig:
                 "config.model.frame_positions=True tells the frames of a clip apart, and "
                 "config.model.frames=1 makes the model take pictures: change one of them."
             )
+
+    @property
+    def bridged(self) -> bool:
+        """Whether there is a bridge."""
+        return self.bridge or self.vision.width != self.text.width
 
     @property
     def compute_dtype(self) -> Any:

@@ -90,7 +90,7 @@ class MPlug(nn.Module):
         c = self.config
         t, dtype = c.text, c.compute_dtype
         self.visual_encoder = ViT(c.vision, dtype, c.remat, c.scan_unroll)
-        if c.vision.width != t.width:
+        if c.bridged:
             self.bridge = WidthBridge(t.width, t.dropout, t.init_std, dtype)
         self.text_encoder = TextEncoder(t, dtype, c.remat, c.scan_unroll)
         self.fusion = Fusion(c.fusion, t, dtype, c.remat)
@@ -142,7 +142,7 @@ class MPlug(nn.Module):
             return tokens.reshape(image.shape[0], -1, tokens.shape[-1])
         encoded = image.ndim == 3
         x = image.astype(self.config.compute_dtype) if encoded else self.visual_encoder(image)
-        return self.bridge(x) if self.config.vision.width != self.config.text.width else x
+        return self.bridge(x) if self.config.bridged else x
 
     def encode_text(self, ids: Array, mask: Array) -> Array:
         """``[B, L]`` ids and mask to ``[B, L, D]``."""

@@ -5,7 +5,8 @@ and the photos they name.
 
 - ``configs/flickr8k.py``: 3.2M parameters from scratch, with a vocabulary of its own;
 - ``configs/flickr8k.py:small``: from DINOv2 ViT-S/14 and MiniLM-L6, which ``python -m
-  mplug_jax.convert towers`` turns into ``--config.init_from``; BERT's ``vocab.txt`` in the folder.
+  mplug_jax.convert towers --align=6000`` turns into ``--config.init_from``; BERT's ``vocab.txt`` in
+  the folder.
 """
 
 from ml_collections import ConfigDict

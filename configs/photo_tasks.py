@@ -29,10 +29,9 @@ def get_config(task: str = "caption") -> ConfigDict:
     if task not in TASKS:
         raise ValueError(f"configs/photo_tasks.py:{task} is unknown; choose {', '.join(TASKS)}.")
     config = flickr8k("small")
-    config.total_steps = 300
+    config.total_steps = 450
     config.batch_size = 32
-    config.checkpoint_every = 100
-    config.data.cached_variants = 0
+    config.checkpoint_every = 150
     config.optimizer.warmup_steps = 20
     with config.evals.unlocked():
         del config.evals.retrieval, config.evals.caption
@@ -53,7 +52,9 @@ def grounding(config: ConfigDict) -> None:
     """The box of a phrase, in 113 coordinates, one a pixel."""
     config.task = "grounding"
     config.finetune.grounding.update({"bins": 113, "weighting": "none"})
-    config.data.update({"crop_scale": None, "flip": True})
+    config.batch_size = 64
+    config.total_steps = 300
+    config.data.text_length = 12
     train, val = ({"kind": "grounding", "path": f"grounding_{s}.json"} for s in ("train", "val"))
     config.data.train = (train,)
     config.evals.grounding = grounding_eval(val, limit=2000)
@@ -64,7 +65,8 @@ def vqa(config: ConfigDict) -> None:
     """Questions about rooms."""
     config.task = "vqa"
     config.finetune.vqa.answers = 1
-    config.data.update({"text_length": 32, "target_length": 6})
+    config.total_steps = 600
+    config.data.update({"text_length": 18, "target_length": 5})
     config.data.train = ({"kind": "vqa", "path": "train.json"},)
     config.evals.vqa = vqa_eval({"kind": "vqa", "path": "val.json"}, limit=0, max_length=5)
     config.checkpoint.best_metric = "vqa/accuracy"
@@ -72,8 +74,9 @@ def vqa(config: ConfigDict) -> None:
 
 def _clips(config: ConfigDict) -> dict[str, str]:
     config.model.frames = 4
+    config.total_steps = 120
     config.batch_size = 16
-    config.data.flip = False
+    config.data.update({"flip": False, "cached_variants": 0})
     config.data.train = ({"kind": "video", "path": "train.json"},)
     return {"kind": "video", "path": "val.json"}
 

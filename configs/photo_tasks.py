@@ -29,9 +29,9 @@ def get_config(task: str = "caption") -> ConfigDict:
     if task not in TASKS:
         raise ValueError(f"configs/photo_tasks.py:{task} is unknown; choose {', '.join(TASKS)}.")
     config = flickr8k("small")
-    config.total_steps = 450
+    config.total_steps = 350
     config.batch_size = 32
-    config.checkpoint_every = 150
+    config.checkpoint_every = 100
     config.optimizer.warmup_steps = 20
     with config.evals.unlocked():
         del config.evals.retrieval, config.evals.caption
@@ -74,7 +74,7 @@ def vqa(config: ConfigDict) -> None:
 
 def _clips(config: ConfigDict) -> dict[str, str]:
     config.model.frames = 4
-    config.total_steps = 120
+    config.total_steps = 60
     config.batch_size = 16
     config.data.update({"flip": False, "cached_variants": 0})
     config.data.train = ({"kind": "video", "path": "train.json"},)

@@ -1,4 +1,4 @@
-"""Frames of clips: from an array, a folder of pictures, or a video file."""
+"""Frames of clips: from an array, pictures, a folder of pictures, or a video file."""
 
 import importlib
 import os
@@ -15,13 +15,15 @@ from mplug_jax.data.transforms import decode_image
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def load_clip(video: np.ndarray | str | os.PathLike[str], frames: int) -> list[np.ndarray]:
+def load_clip(
+    video: np.ndarray | str | os.PathLike[str] | list[str], frames: int
+) -> list[np.ndarray]:
     """`frames` frames of a clip, uint8 RGB [H, W, 3], uniformly spaced by `frame_indices`.
 
     Args:
-      video: uint8 [T, H, W, 3]; the path of a folder of pictures, which are its frames in the order
-        of their names, numbers by value ("2.jpg" before "10.jpg"); or the path of a video file,
-        read by PyAV or else by decord.
+      video: uint8 [T, H, W, 3]; the paths of its frames; the path of a folder of pictures, which
+        are its frames in the order of their names, numbers by value ("2.jpg" before "10.jpg"); or
+        the path of a video file, read by PyAV or else by decord.
       frames: how many, at least 1.
 
     Raises:
@@ -34,6 +36,8 @@ def load_clip(video: np.ndarray | str | os.PathLike[str], frames: int) -> list[n
                 f"<array>: {video.dtype} {list(video.shape)} is no uint8 clip [T, H, W, 3]"
             )
         return [video[index] for index in frame_indices(len(video), frames)]
+    if isinstance(video, list):
+        return [decode_image(video[index]) for index in frame_indices(len(video), frames)]
     path = os.fspath(video)
     if os.path.isdir(path):
         return _of_folder(path, frames)

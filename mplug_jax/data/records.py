@@ -55,8 +55,9 @@ class Record(TypedDict, total=False):
     bytes), `image_id` (int32 range, equal for records of the same picture) and `captions` are
     always there; the rest where the source has it. A source may add keys of its own.
 
-    `video` is a clip: the path of a video file or of a folder of frames, or uint8 [T, H, W, 3]
-    (`mplug_jax.data.clips` reads all of these); with a path, `image` is the same path. `domain` is
+    `video` is a clip: the path of a video file or of a folder of frames, the paths of its frames,
+    or uint8 [T, H, W, 3] (`mplug_jax.data.clips` reads all of these); with a path, `image` is the
+    same path, with several the first. `domain` is
     the part of the data set that the picture belongs to, such as NoCaps' "near-domain".
     """
 
@@ -68,7 +69,7 @@ class Record(TypedDict, total=False):
     phrases: list[Phrase]
     pair: Pair
     entailment: Entailment
-    video: np.ndarray | str
+    video: np.ndarray | str | list[str]
     domain: str
 
 

@@ -148,9 +148,10 @@ def evenly(total: int, count: int) -> list[int]:
 
 
 def pictures_of(record: Mapping[str, Any]) -> list[Any]:
-    """What a record shows: its clip, or its picture and the second one of a pair."""
+    """What a record shows: its clip or the frames it lists, or its picture and a pair's second."""
     if "video" in record:
-        return [record["video"]]
+        video = record["video"]
+        return video if isinstance(video, list) else [video]
     second = [record["pair"]["image2"]] if "pair" in record else []
     return [record["image"], *second]
 

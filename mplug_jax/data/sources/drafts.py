@@ -24,7 +24,7 @@ class Draft:
       captions, questions, phrases, pair, entailment, domain: see `mplug_jax.data.records.Record`;
         the pair's second picture is relative, too.
       pixel_boxes: the phrases' boxes are in pixels still.
-      is_video: `image` is a clip.
+      is_video: `image` is a clip; frames: paths of its frames where the file lists them.
       complaints: what was left out of the record.
     """
 
@@ -39,6 +39,7 @@ class Draft:
     domain: str | None = None
     pixel_boxes: bool = False
     is_video: bool = False
+    frames: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 

@@ -21,7 +21,16 @@ LOGGED = 20
 # Pictures looked for when a source is built.
 PICTURES_CHECKED = 8
 # What a stored record has of its draft, where the draft has it.
-OPTIONAL = ("questions", "phrases", "pair", "entailment", "domain", "pixel_boxes", "is_video")
+OPTIONAL = (
+    "questions",
+    "phrases",
+    "pair",
+    "entailment",
+    "domain",
+    "pixel_boxes",
+    "is_video",
+    "frames",
+)
 
 
 class FileRecords:
@@ -79,13 +88,14 @@ class FileRecords:
         stored = json.loads(self._lines[index])
         pixel_boxes = stored.pop("pixel_boxes", False)
         is_video = stored.pop("is_video", False)
+        frames = [os.path.join(self._folder, frame) for frame in stored.pop("frames", ())]
         record: Record = {
             **stored,
             "image": os.path.join(self._folder, stored["image"]),
             "image_id": int(self._ids[index]),
         }
         if is_video:
-            record["video"] = record["image"]
+            record["video"] = frames or record["image"]
         if "pair" in record:
             record["pair"]["image2"] = os.path.join(self._folder, record["pair"]["image2"])
         if pixel_boxes:
@@ -128,6 +138,7 @@ class FileRecords:
             raise outcome
         if outcome is not None:
             outcome.image = self._inside(outcome.image)
+            outcome.frames = [self._inside(frame) for frame in outcome.frames]
             if outcome.pair is not None:
                 outcome.pair["image2"] = self._inside(outcome.pair["image2"])
         return outcome

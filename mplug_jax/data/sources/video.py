@@ -54,9 +54,26 @@ def read_vatex(item: Mapping[str, Any]) -> Draft:
     return add_captions(draft, list_of(item["enCap"], "enCap"))
 
 
+def read_frames(item: Mapping[str, Any]) -> Draft:
+    """Clips as lists of pictures: `{video, frames: [path, ...], caption}`, caption a text or a
+    list of texts."""
+    captions = item["caption"]
+    draft = Draft(_name(item["video"], "video"), frames=_frames(item))
+    return add_captions(draft, captions if isinstance(captions, list) else [captions])
+
+
 def read_own_video(item: Mapping[str, Any]) -> Draft:
-    """This project's rows: `{video, captions?, questions?, image_id?}`."""
-    return read_own({**item, "image": text_of(item["video"], "video")})
+    """This project's rows: `{video, frames?, captions?, questions?, image_id?}`."""
+    draft = read_own({**item, "image": text_of(item["video"], "video")})
+    draft.frames = _frames(item) if "frames" in item else []
+    return draft
+
+
+def _frames(item: Mapping[str, Any]) -> list[str]:
+    frames = [text_of(frame, "a frame") for frame in list_of(item["frames"], "frames")]
+    if not frames:
+        raise BadItem("frames is empty")
+    return frames
 
 
 def _name(value: Any, what: str) -> str:
@@ -73,6 +90,7 @@ VIDEO_FORMATS = (
     Format("MSRVTT retrieval", CAPTIONS, has("clip_name", "caption"), read_msrvtt),
     Format("video QA", QUESTIONS, has("video_id", "question"), read_video_qa),
     Format("VATEX", CAPTIONS, has("videoID", "enCap"), read_vatex),
+    Format("clips of listed frames", CAPTIONS, has("video", "frames", "caption"), read_frames),
     Format("JSON lines of this project", CAPTIONS | QUESTIONS, _is_own, read_own_video),
 )
 
@@ -152,6 +170,6 @@ def _by_clip(
         draft.questions += outcome.questions
         draft.complaints += outcome.complaints
     for name, (where, draft) in clips.items():
-        draft.image, draft.is_video = place(name), True
+        draft.image, draft.is_video = draft.frames[0] if draft.frames else place(name), True
         draft.name = name
         yield where, draft

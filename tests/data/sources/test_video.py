@@ -77,6 +77,37 @@ def test_a_folder_of_frames_stands_for_a_file(root):
     assert [int(frame[0, 0, 0]) for frame in load_clip(record["video"], 3)] == [0, 50, 100]
 
 
+def test_frames_may_be_listed(root):
+    frames = [f"video2/{number}.png" for number in (2, 0)]
+    rows = (
+        {"video": "first", "frames": frames, "caption": ["black after grey", "twice"]},
+        {"video": "second", "frames": frames[:1], "caption": "grey"},
+    )
+    source = load(root, rows)
+    assert [record["id"] for record in source] == ["first", "second"]
+    assert [record["captions"] for record in source] == [["black after grey", "twice"], ["grey"]]
+    listed = [f"{root.path}/videos/{frame}" for frame in frames]
+    assert source[0]["video"] == listed and source[0]["image"] == listed[0]
+    assert [frame[0, 0, 0] for frame in load_clip(source[0]["video"], 2)] == [100, 0]
+    assert [frame[0, 0, 0] for frame in load_clip(source[1]["video"], 2)] == [100, 100]
+
+    (own,) = load(root, ({"video": "v", "frames": frames, "captions": ["own"], "image_id": 9},))
+    assert own["video"] == listed and own["image_id"] == 9 and "frames" not in own
+
+
+def test_listed_frames_must_be_texts_inside_the_folder(root):
+    good = {"video": "good", "frames": ["video2/0.png"], "caption": "black"}
+    for frames, reason in (
+        ([], "frames is empty"),
+        ([3], "a frame is 3, not a text"),
+        (["../../secret.png"], "lies outside the folder"),
+    ):
+        bad = {"video": "bad", "frames": frames, "caption": "nothing"}
+        source = load(root, (good, bad), max_bad_fraction=0.9)
+        assert len(source) == 1
+        assert reason in source.bad_records[0][1]
+
+
 def test_vatex(root):
     rows = [
         {"videoID": "video1", "enCap": ["a", "b", ""], "chCap": ["x"]},

@@ -306,9 +306,6 @@ class Pretrain:
         if "image" not in rows:
             return outputs
         text_mask = take_rows(texts.mask, rows["text"])
-        sizes, pools = (rows["itm"], rows["mlm"], rows["prefix"]), len(rows["image"])
-        # Of what fusion makes of the pictures the decoder alone reads anything.
-        read = np.arange(len(text_mask) // pools)[sum(sizes[:2]) // pools :]
         image, text = self._apply(
             params,
             rng,
@@ -317,16 +314,20 @@ class Pretrain:
             take_rows(encoded.texts, rows["text"]),
             text_mask,
             rows["image"],
-            jnp.broadcast_to(read, (pools, len(read))),
         )
+        sizes, pools = (rows["itm"], rows["mlm"], rows["prefix"]), len(rows["image"])
         itm, mlm, prefix = split_parts(text, sizes, pools)
         if rows["itm"]:
             outputs["itm"] = self._apply(params, None, "match", itm)
         if rows["mlm"]:
             outputs["mlm"] = self._apply(params, None, "mlm_logits", mlm)
         if rows["prefix"]:
-            prefix_mask = split_parts(text_mask, sizes, pools)[-1]
-            memory, memory_mask = self._apply(params, None, "memory", image, prefix, prefix_mask)
+            prefix_image, prefix_mask = (
+                split_parts(x, sizes, pools)[-1] for x in (image, text_mask)
+            )
+            memory, memory_mask = self._apply(
+                params, None, "memory", prefix_image, prefix, prefix_mask
+            )
             outputs["prefix"] = self._apply(
                 params, rng, "decode", texts.targets[:, :-1], memory, memory_mask
             )

@@ -18,6 +18,7 @@ The official code has neither.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def account(report: Report, note: str) -> None:
     for path in report.initial:
         if path.startswith("bridge/"):
             report.initial[path] = "set by --align"
-        elif "cross_attention/" in path:
+        elif re.search("/(after_)?cross_attention/", path):
             report.initial[path] = "by --align a copy of the layer's self-attention"
 
 

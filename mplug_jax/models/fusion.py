@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mplug_jax.models.axes import constrain, constrain_rows
 from mplug_jax.models.config import SCHEDULES, FusionConfig, TextConfig
 from mplug_jax.models.layers import Array, KeysValues, layer_norm, rematerialised
+from mplug_jax.models.stacking import split_parts
 from mplug_jax.models.text_encoder import attention, mlp, residual
 
 
@@ -103,18 +104,17 @@ class ConnectedLayer(nn.Module):
 
     ``add_image``: the released models add the layer's image output to the image stream
     (official ``models/modeling_mplug.py``, FusionModel) where Algorithm 1 replaces it.
-    ``image_rows``: the rows whose image output is wanted, as in ``take_rows``, None for all. The
-    others' image tokens are read, but ask for nothing.
+    ``read``: (M, G) where the image output is wanted of M rows alone, the last ones of each of G
+    equal parts; None: of all. The others' image tokens are keys and values and nothing more.
     """
 
     config: TextConfig
     dtype: Any
     add_image: bool
+    read: tuple[int, int] | None = None
 
     @nn.compact
-    def __call__(
-        self, image: Array, text: Array, text_mask: Array, image_rows: Array | None = None
-    ) -> tuple[Array, Array]:
+    def __call__(self, image: Array, text: Array, text_mask: Array) -> tuple[Array, Array]:
         attend = attention(self.config, self.dtype, "attention")
         after_attention = residual(self.config, self.dtype, "after_attention")
         after_mlp = residual(self.config, self.dtype, "after_mlp")
@@ -124,18 +124,24 @@ class ConnectedLayer(nn.Module):
             x = after_attention(x, lambda y: attend.attend(y, shared, mask))
             return after_mlp(x, feed_forward)
 
+        def keys_values(x: Array) -> KeysValues:
+            return attend.keys_values(after_attention.inputs(x))
+
+        length = image.shape[1]
         image_mask = jnp.ones(image.shape[:2], bool)
         mask = jnp.concatenate([image_mask, text_mask], axis=1)[:, None, None, :]
         x = jnp.concatenate([image, text], axis=1)
-        shared = attend.keys_values(after_attention.inputs(x))
-        if image_rows is None:
-            x = update(x, shared, mask)
+        if self.read is None:
+            x = update(x, keys_values(x), mask)
             self.sow("intermediates", "output", x)
-            new_image, text = x[:, : image.shape[1]], x[:, image.shape[1] :]
+            new_image, text = x[:, :length], x[:, length:]
         else:
-            text = update(text, shared, mask)
-            image, *shared, mask = (take_rows(x, image_rows) for x in (image, *shared, mask))
-            new_image = update(image, tuple(shared), mask) if len(image) else image
+            text = update(text, keys_values(x), mask)
+            count, parts = self.read
+            # Keys and values of the few rows are made again: between devices they weigh more.
+            x, mask = (split_parts(y, (len(y) - count, count), parts)[1] for y in (x, mask))
+            image = x[:, :length]
+            new_image = update(image, keys_values(x), mask) if count else image
         return (image + new_image if self.add_image else new_image), text
 
 
@@ -173,9 +179,9 @@ class Fusion(nn.Module):
     not N times. None: text i goes with picture i. An index ``[G, N / G]`` names pictures within
     each of G equal parts of the batch: where the devices hold whole parts, no picture travels.
 
-    ``image_rows`` names in the same way the M of the N rows whose image' is wanted, None for all:
-    matching and MLM read text' alone, and where a connected layer is the last, most of its work
-    goes into image'.
+    Of the last ``image_rows`` M of the N rows (of each of those parts in equal number) image' is
+    wanted, None for all: matching and MLM read text' alone, and where a connected layer is the
+    last, most of its work goes into image'.
 
     Returns:
       (image' ``[M, V, D]``, text' ``[N, L, D]``).
@@ -193,8 +199,10 @@ class Fusion(nn.Module):
         text: Array,
         text_mask: Array,
         image_index: Array | None = None,
-        image_rows: Array | None = None,
+        image_rows: int | None = None,
     ) -> tuple[Array, Array]:
+        parts = len(image_index) if image_index is not None and image_index.ndim == 2 else 1
+        read = None if image_rows is None else (image_rows, parts)
         kinds = layer_kinds(self.config.schedule, self.config.depth, self.config.stride)
         make = {
             "cross": (rematerialised(CrossLayer, self.remat), {}),
@@ -206,17 +214,18 @@ class Fusion(nn.Module):
         }
         for i, kind in enumerate(kinds):
             layer_class, options = make[kind]
+            if kind == "connected" and i == len(kinds) - 1:
+                options, read = options | {"read": read}, None
             layer = layer_class(self.text, self.dtype, **options, name=f"layer_{i}")
             if kind == "cross":
                 image, text = layer(image, text, text_mask, image_index)
                 continue
             image, image_index = constrain_rows(take_rows(image, image_index)), None
-            if kind == "connected" and i == len(kinds) - 1:
-                image, text = layer(image, text, text_mask, image_rows)
-                image_rows = None
-            else:
-                image, text = layer(image, text, text_mask)
-        image = constrain_rows(take_rows(take_rows(image, image_index), image_rows))
+            image, text = layer(image, text, text_mask)
+        image = take_rows(image, image_index)
+        if read is not None:
+            image = split_parts(image, (len(image) - image_rows, image_rows), parts)[1]
+        image = constrain_rows(image)
         if self.text.norm == "pre":
             text = layer_norm(self.text.ln_eps, "final_norm")(text).astype(self.dtype)
             if any(kind != "cross" for kind in kinds):

@@ -166,7 +166,7 @@ class MPlug(nn.Module):
         text_embeds: Array,
         text_mask: Array,
         image_index: Array | None = None,
-        image_rows: Array | None = None,
+        image_rows: int | None = None,
     ) -> tuple[Array, Array]:
         """Skip-connected fusion: (image' ``[M, V, D]``, text' ``[N, L, D]``); see ``Fusion``."""
         return self.fusion(image_embeds, text_embeds, text_mask, image_index, image_rows)
@@ -179,8 +179,7 @@ class MPlug(nn.Module):
         image_index: Array | None = None,
     ) -> Array:
         """text' ``[N, L, D]`` of ``fuse`` alone, for less."""
-        none = jnp.zeros(0, jnp.int32)
-        return self.fuse(image_embeds, text_embeds, text_mask, image_index, none)[1]
+        return self.fuse(image_embeds, text_embeds, text_mask, image_index, 0)[1]
 
     def match(self, fused_text: Array) -> Array:
         """ITM logits ``[N, 2]`` (no match, match) in float32 of the fused first token."""

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from mplug_jax.models.axes import constrain, constrain_rows, shards
+from mplug_jax.models.stacking import join_parts
 from mplug_jax.objectives.distillation import mix
-from mplug_jax.objectives.stacking import join_parts
 
 UNUSED_ID = -100
 # Finite, so that a masked column times a zero target is zero and not a NaN.

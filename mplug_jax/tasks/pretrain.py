@@ -15,12 +15,12 @@ from mplug_jax.data.examples import PretrainExamples
 from mplug_jax.models.config import ModelConfig
 from mplug_jax.models.fusion import take_rows
 from mplug_jax.models.mplug import init_params
+from mplug_jax.models.stacking import join_parts, split_parts
 from mplug_jax.objectives.itc import ITCOutput, enqueue, init_queue, itc_loss
 from mplug_jax.objectives.itm import itm_labels, itm_loss, itm_mask, sample_negatives
 from mplug_jax.objectives.mlm import mask_tokens, mlm_loss
 from mplug_jax.objectives.momentum import alpha_ramp
 from mplug_jax.objectives.prefix_lm import prefix_lm_loss
-from mplug_jax.objectives.stacking import join_parts, split_parts
 from mplug_jax.tasks.evaluators import build_evaluators
 from mplug_jax.tasks.setup import prepare
 
@@ -314,6 +314,7 @@ class Pretrain:
             take_rows(encoded.texts, rows["text"]),
             text_mask,
             rows["image"],
+            rows["prefix"],
         )
         sizes, pools = (rows["itm"], rows["mlm"], rows["prefix"]), len(rows["image"])
         itm, mlm, prefix = split_parts(text, sizes, pools)
@@ -322,12 +323,8 @@ class Pretrain:
         if rows["mlm"]:
             outputs["mlm"] = self._apply(params, None, "mlm_logits", mlm)
         if rows["prefix"]:
-            prefix_image, prefix_mask = (
-                split_parts(x, sizes, pools)[-1] for x in (image, text_mask)
-            )
-            memory, memory_mask = self._apply(
-                params, None, "memory", prefix_image, prefix, prefix_mask
-            )
+            prefix_mask = split_parts(text_mask, sizes, pools)[-1]
+            memory, memory_mask = self._apply(params, None, "memory", image, prefix, prefix_mask)
             outputs["prefix"] = self._apply(
                 params, rng, "decode", texts.targets[:, :-1], memory, memory_mask
             )

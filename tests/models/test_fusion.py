@@ -126,14 +126,26 @@ def test_what_fusion_makes_of_some_pictures_is_what_it_makes_of_them_among_all(
     )
     params = params_of(config)["fusion"]
     image, text, mask, index = streams(config)
-    run = jax.jit(Fusion(config.fusion, config.text).apply)
-    all_images, all_text = run({"params": params}, image, text, mask, index)
-
-    for rows in ([2, 0], [1], []):
-        wanted = np.array(rows, np.int32)
-        images, texts = run({"params": params}, image, text, mask, index, wanted)
-        np.testing.assert_allclose(images, all_images[wanted], rtol=1e-5, atol=1e-5)
+    run = jax.jit(Fusion(config.fusion, config.text).apply, static_argnums=5)
+    all_images, all_text = run({"params": params}, image, text, mask, index, None)
+    for count in range(len(text)):
+        images, texts = run({"params": params}, image, text, mask, index, count)
+        assert len(images) == count
+        np.testing.assert_allclose(images, all_images[len(text) - count :], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(texts, all_text, rtol=1e-5, atol=1e-5)
+
+
+def test_pictures_wanted_of_parts_are_the_last_of_each(small, params_of):
+    config = small.replace(fusion={"schedule": "connected", "depth": 2})
+    image, text, mask, _ = streams(config)
+    pictures = np.concatenate([image[:2], image[:2] + 1])
+    index = np.array([[1, 0, 1], [0, 0, 1]])
+    text, mask = np.tile(text, (2, 1, 1)), np.tile(mask, (2, 1))
+    run = jax.jit(Fusion(config.fusion, config.text).apply, static_argnums=5)
+    arguments = {"params": params_of(config)["fusion"]}, pictures, text, mask, index
+    all_images, _ = run(*arguments, None)
+    images, _ = run(*arguments, 4)
+    np.testing.assert_allclose(images, all_images[np.array([1, 2, 4, 5])], rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_that_are_not_wanted_cost_nothing_in_the_last_layer(small, params_of):
@@ -141,13 +153,13 @@ def test_pictures_that_are_not_wanted_cost_nothing_in_the_last_layer(small, para
     image, text, mask, index = streams(config)
 
     def flops(wanted):
-        run = jax.jit(Fusion(config.fusion, config.text).apply)
+        run = jax.jit(Fusion(config.fusion, config.text).apply, static_argnums=5)
         arguments = ({"params": params_of(config)["fusion"]}, image, text, mask, index, wanted)
         return run.lower(*arguments).compile().cost_analysis()["flops"]
 
     # Of 9 tokens a row 4 are text: of 12 D^2 multiplications a token, keys and values (2) are
     # made of all, queries, output and feed-forward (10) of the text.
-    ratio = flops(np.zeros(0, np.int32)) / flops(None)
+    ratio = flops(0) / flops(None)
     assert ratio == pytest.approx((2 * 9 + 10 * 4) / (12 * 9), abs=0.06)
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mplug_jax.objectives.stacking import join_parts, split_parts
+from mplug_jax.models.stacking import join_parts, split_parts
 
 FIRST, SECOND, NONE = np.arange(4), np.arange(10, 16), np.arange(0)
 

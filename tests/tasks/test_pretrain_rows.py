@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from mplug_jax.models.stacking import join_parts
 from mplug_jax.objectives.itc import ITCOutput
 from mplug_jax.objectives.itm import sample_negatives
-from mplug_jax.objectives.stacking import join_parts
 from mplug_jax.tasks.pretrain import Pretrain, Texts
 from tests.tasks.pretraining import RNG, SIZE, shrunk
 

@@ -93,7 +93,7 @@ def video_retrieval(config: ConfigDict) -> None:
     config.task = "retrieval"
     config.objectives.mlm.weight = config.objectives.prefix.weight = 0.0
     val = _clips(config)
-    config.evals.retrieval = retrieval_eval(val, limit=0, rerank=16, score="itm+sim")
+    config.evals.retrieval = retrieval_eval(val, limit=0, rerank=16, score="itm+itc")
     config.checkpoint.best_metric = "retrieval/r_mean"
 
 

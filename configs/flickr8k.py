@@ -106,5 +106,5 @@ def small() -> ConfigDict:
         config.evals.retrieval = retrieval_eval(
             VAL, limit=1000, rerank=16, captions=0, score="itm+itc"
         )
-        config.evals.caption = caption_eval(VAL, limit=1000, max_length=20)
+        config.evals.caption = caption_eval(VAL, limit=1000, beams=3, max_length=20)
     return config

@@ -202,7 +202,7 @@ class Fusion(nn.Module):
         image_rows: int | None = None,
     ) -> tuple[Array, Array]:
         parts = len(image_index) if image_index is not None and image_index.ndim == 2 else 1
-        read = None if image_rows is None else (image_rows, parts)
+        read = None if image_rows in (None, len(text)) else (image_rows, parts)
         kinds = layer_kinds(self.config.schedule, self.config.depth, self.config.stride)
         make = {
             "cross": (rematerialised(CrossLayer, self.remat), {}),

@@ -128,7 +128,7 @@ def test_what_fusion_makes_of_some_pictures_is_what_it_makes_of_them_among_all(
     image, text, mask, index = streams(config)
     run = jax.jit(Fusion(config.fusion, config.text).apply, static_argnums=5)
     all_images, all_text = run({"params": params}, image, text, mask, index, None)
-    for count in range(len(text)):
+    for count in range(len(text) + 1):
         images, texts = run({"params": params}, image, text, mask, index, count)
         assert len(images) == count
         np.testing.assert_allclose(images, all_images[len(text) - count :], rtol=1e-5, atol=1e-5)

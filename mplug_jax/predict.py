@@ -1,20 +1,22 @@
 """A trained model on your own pictures: ``python -m mplug_jax.predict COMMAND … --checkpoint=RUN``.
 
 RUN is a workdir, one of its checkpoints, or a folder that ``mplug_jax.convert`` wrote; its
-config.json says what model it is. See docs/usage.md.
+config.json says what model it is. PICTURES are a file, a folder, or a pattern such as
+'photos/*.jpg'. See docs/usage.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
-from PIL import Image
 
 from mplug_jax.command_line import end_with_message
 from mplug_jax.config import config_errors
@@ -23,14 +25,17 @@ from mplug_jax.data.transforms import decode_image
 from mplug_jax.prediction.grounding import draw_box, locator
 from mplug_jax.prediction.matching import Match, Matcher
 from mplug_jax.prediction.model import COMMANDS, Model, PredictionError, load_model
+from mplug_jax.prediction.pictures import boxed_files, find_pictures
 from mplug_jax.prediction.writing import answer_ranker, answerer, captioner, read_answers
 from mplug_jax.tasks.forward import MEMORIES
 
 Arguments = argparse.Namespace
+# An object for --json, and its lines for a person.
+Said = tuple[dict[str, Any], Sequence[str]]
 
 
 def caption(model: Model, given: Arguments) -> int:
-    """A caption, or several, for each picture; returns how many pictures could not be read."""
+    """A caption, or several, for each picture."""
     write = captioner(
         model,
         memory=given.memory,
@@ -40,70 +45,73 @@ def caption(model: Model, given: Arguments) -> int:
         max_length=given.max_length,
         seed=given.seed,
     )
-    failed = 0
-    for path in given.pictures:
-        try:
-            captions = write(decode_image(path))
-        except BadSample as error:
-            _complain(error)
-            failed += 1
-            continue
-        _say(given, {"picture": path, "captions": captions}, _named(given.pictures, path, captions))
-    return failed
+
+    def said(_: str, pixels: np.ndarray) -> Iterator[Said]:
+        captions = write(pixels)
+        yield {"captions": captions}, captions
+
+    return _for_each_picture(given, said)
 
 
 def vqa(model: Model, given: Arguments) -> int:
     """An answer to a question, or the answers of a list in order."""
-    pixels = decode_image(given.picture)
-    asked = {"picture": given.picture, "question": given.question}
-    if not given.answers:
+    asked = {"question": given.question}
+    if given.answers:
+        rank = answer_ranker(model, read_answers(given.answers))
+    else:
         write = answerer(model, beams=given.beams, max_length=given.max_length)
-        answer = write(pixels, given.question)
-        _say(given, asked | {"answer": answer}, [answer])
-        return 0
-    ranking = answer_ranker(model, read_answers(given.answers))(pixels, given.question)[: given.top]
-    found = [{"answer": answer, "probability": p} for answer, p in ranking]
-    lines = [f"{p:.3f}  {answer}" for answer, p in ranking]
-    _say(given, asked | {"answer": ranking[0][0], "ranking": found}, lines)
-    return 0
+
+    def said(_: str, pixels: np.ndarray) -> Iterator[Said]:
+        if not given.answers:
+            answer = write(pixels, given.question)
+            yield asked | {"answer": answer}, [answer]
+            return
+        ranking = rank(pixels, given.question)[: given.top]
+        found = [{"answer": answer, "probability": p} for answer, p in ranking]
+        lines = [f"{p:.3f}  {answer}" for answer, p in ranking]
+        yield asked | {"answer": ranking[0][0], "ranking": found}, lines
+
+    return _for_each_picture(given, said)
 
 
 def match(model: Model, given: Arguments) -> int:
     """How well each text fits a picture."""
-    matches = Matcher(model).texts(decode_image(given.picture), given.texts)
-    _say_matches(given, matches, "text", {"picture": given.picture})
-    return 0
+    matcher = Matcher(model)
+
+    def said(_: str, pixels: np.ndarray) -> Iterator[Said]:
+        return _matches(matcher.texts(pixels, given.texts), "text")
+
+    return _for_each_picture(given, said)
 
 
 def retrieve(model: Model, given: Arguments) -> int:
-    """The best pictures of a folder for a text, or the best texts of a file for a picture."""
-    where = Path(given.among)
-    if where.is_dir():
-        matches, problems = Matcher(model).best_pictures(given.query, _pictures(where), given.top)
+    """The best of several pictures for a text, or the best texts of a file for a picture."""
+    matcher = Matcher(model)
+    if given.texts:
+        matches = matcher.best_texts(decode_image(given.query), given.texts, given.top)
+        asked, item = {"picture": given.query}, "text"
+    else:
+        matches, problems = matcher.best_pictures(given.query, given.pictures, given.top)
         for problem in problems:
             _complain(f"left out: {problem}")
-        _say_matches(given, matches, "picture", {"text": given.query})
-        return 0
-    if not where.is_file():
-        raise PredictionError(
-            f"{where} does not exist: give a folder of pictures for a text, or for a picture a "
-            "file with a text a line."
-        )
-    pixels = decode_image(given.query)
-    matches = Matcher(model).best_texts(pixels, _lines(where), given.top)
-    _say_matches(given, matches, "text", {"picture": given.query})
+        asked, item = {"text": given.query}, "picture"
+    for values, lines in _matches(matches, item):
+        _say(given, asked | values, lines)
     return 0
 
 
 def ground(model: Model, given: Arguments) -> int:
     """The box of a phrase in pixels, and the picture with the box drawn."""
-    pixels = decode_image(given.picture)
-    box = locator(model)(pixels, given.phrase)
-    if given.out:
-        draw_box(pixels, box, given.out)
-    found = {"picture": given.picture, "phrase": given.phrase, "box": box}
-    _say(given, found, [" ".join(f"{value:.1f}" for value in box)])
-    return 0
+    locate = locator(model)
+
+    def said(path: str, pixels: np.ndarray) -> Iterator[Said]:
+        box = locate(pixels, given.phrase)
+        if path in given.boxed:
+            draw_box(pixels, box, given.boxed[path])
+        found = {"phrase": given.phrase, "box": box}
+        yield found, [" ".join(f"{value:.1f}" for value in box)]
+
+    return _for_each_picture(given, said)
 
 
 RUNS: dict[str, Callable[[Model, Arguments], int]] = dict(
@@ -125,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
             "--tokenizer", default="", help="File, if the run has none of its own."
         )
         command.add_argument("--json", action="store_true", help="A JSON object a line.")
-    made["caption"].add_argument("pictures", nargs="+", metavar="PICTURE")
+    made["caption"].add_argument("pictures", nargs="+", metavar="PICTURES")
     made["caption"].add_argument("--memory", choices=MEMORIES, help="Default: as it was trained.")
     made["caption"].add_argument("--prompt", help="What captions continue; default: as trained.")
     made["caption"].add_argument("--samples", type=_positive, default=0, help="Draw so many texts.")
@@ -134,18 +142,18 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--beams", type=_positive, default=5)
         made[name].add_argument("--max_length", type=_positive, help="Tokens; default: as trained.")
     for name in ("vqa", "match", "ground"):
-        made[name].add_argument("picture", metavar="PICTURE")
+        made[name].add_argument("pictures", nargs=1, metavar="PICTURES")
     made["vqa"].add_argument("question", metavar="QUESTION")
     made["vqa"].add_argument("--answers", help="JSON list of answers to rank.")
     made["match"].add_argument("texts", nargs="+", metavar="TEXT")
     made["retrieve"].add_argument("query", metavar="TEXT|PICTURE")
     made["retrieve"].add_argument(
-        "among", metavar="FOLDER|FILE", help="Pictures, or a text a line."
+        "among", metavar="PICTURES|FILE", help="Or a file with a text a line."
     )
     for name in ("vqa", "retrieve"):
         made[name].add_argument("--top", type=_positive, default=5, help="How many are shown.")
     made["ground"].add_argument("phrase", metavar="PHRASE")
-    made["ground"].add_argument("--out", help="Picture file to draw the box into.")
+    made["ground"].add_argument("--out", help="File to draw the box into; a folder for several.")
     return top
 
 
@@ -156,6 +164,7 @@ def run(argv: Sequence[str]) -> int:
       PredictionError, BadSample, CheckpointError, ConfigError, SourceError: a mistake of the user.
     """
     given = parser().parse_args(argv)
+    _find_files(given)
     with config_errors():
         model = load_model(given.checkpoint, given.command, given.tokenizer)
     return 2 if RUNS[given.command](model, given) else 0
@@ -168,13 +177,22 @@ def _positive(text: str) -> int:
     return value
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Everything in a folder and below that is named like a picture."""
-    names = Image.registered_extensions()
-    found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in names and p.is_file())
-    if not found:
-        raise PredictionError(f"{folder} holds no pictures.")
-    return found
+def _find_files(given: Arguments) -> None:
+    """Looks up `pictures`, for `retrieve` the `texts`, for `ground` the files to write, `boxed`:
+    all that can be wrong before the model is loaded."""
+    if given.command == "retrieve":
+        given.texts = _lines(Path(given.among)) if Path(given.among).is_file() else []
+        if given.texts:
+            return
+        if not Path(given.among).exists() and not glob.has_magic(given.among):
+            raise PredictionError(
+                f"{given.among} does not exist: give a folder of pictures for a text, or for a "
+                "picture a file with a text a line."
+            )
+        given.pictures = [given.among]
+    given.pictures = find_pictures(given.pictures)
+    if given.command == "ground":
+        given.boxed = boxed_files(given.pictures, given.out) if given.out else {}
 
 
 def _lines(file: Path) -> list[str]:
@@ -188,22 +206,28 @@ def _lines(file: Path) -> list[str]:
     return texts
 
 
-def _named(paths: Sequence[str], path: str, texts: Sequence[str]) -> list[str]:
-    """Lines of a picture, which is named where there are several."""
-    return [f"{path}: {text}" for text in texts] if len(paths) > 1 else list(texts)
+def _for_each_picture(given: Arguments, said: Callable[[str, np.ndarray], Iterable[Said]]) -> int:
+    """Prints what is said of the path and the pixels of each picture, and names the picture where
+    there are several; returns how many could not be read."""
+    failed = 0
+    for path in given.pictures:
+        try:
+            pixels = decode_image(path)
+        except BadSample as error:
+            _complain(error)
+            failed += 1
+            continue
+        for values, lines in said(path, pixels):
+            named = [f"{path}: {line}" for line in lines] if len(given.pictures) > 1 else lines
+            _say(given, {"picture": path, **values}, named)
+    return failed
 
 
-def _say_matches(
-    given: Arguments, matches: Sequence[Match], item: str, other: dict[str, str]
-) -> None:
+def _matches(matches: Iterable[Match], item: str) -> Iterator[Said]:
     for found in matches:
         values = {"probability": found.probability, "similarity": found.similarity}
         shown = "  -  " if found.probability is None else f"{found.probability:.3f}"
-        _say(
-            given,
-            {**other, item: found.item} | values,
-            [f"{shown}  {found.similarity:+.3f}  {found.item}"],
-        )
+        yield {item: found.item} | values, [f"{shown}  {found.similarity:+.3f}  {found.item}"]
 
 
 def _say(given: Arguments, values: dict[str, Any], lines: Sequence[str]) -> None:

@@ -17,5 +17,6 @@ def get_config(size: str = "base") -> ConfigDict:
     with config.evals.unlocked():
         del config.evals.val, config.evals.test
         config.evals.nocaps = caption_coco.written(NOCAPS)
+    config.published = (("nocaps/cider", 114.8),) if size == "large" else ()
     config.checkpoint.best_metric = "nocaps/cider"
     return config

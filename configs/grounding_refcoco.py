@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from configs.official import HEADS, start, train_for
 from mplug_jax.config import grounding_eval
 
-# Folder, references, sentences of train (Yu et al. 2016; Mao et al. 2016), held-out splits.
+# Folder, references, sentences of train (Yu et al. 2016; Mao et al. 2016), held-out splits and
+# the paper's Acc@0.5 on them.
 DATASETS = {
-    "refcoco": ("refcoco", "refs(unc).p", 120_624, ("val", "testA", "testB")),
-    "plus": ("refcoco+", "refs(unc).p", 120_191, ("val", "testA", "testB")),
-    "g": ("refcocog", "refs(umd).p", 80_512, ("val", "test")),
+    "refcoco": ("refcoco", "refs(unc).p", 120_624, {"val": 92.40, "testA": 94.51, "testB": 88.42}),
+    "plus": ("refcoco+", "refs(unc).p", 120_191, {"val": 86.02, "testA": 90.17, "testB": 78.17}),
+    "g": ("refcocog", "refs(umd).p", 80_512, {"val": 85.88, "test": 86.42}),
 }
 
 
@@ -49,5 +50,6 @@ def get_config(dataset: str = "refcoco") -> ConfigDict:
     with config.evals.unlocked():
         for split in held_out:
             config.evals[split] = grounding_eval({**files, "split": split}, limit=0)
+    config.published = tuple((f"{split}/acc@0.5", figure) for split, figure in held_out.items())
     config.checkpoint.best_metric = "val/acc@0.5"
     return config

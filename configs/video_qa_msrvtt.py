@@ -16,7 +16,7 @@ from mplug_jax.config import vqa_eval
 QUESTIONS = 158_581  # of train (Xu et al. 2017)
 
 
-def video_qa(dataset: str, questions: int, extension: str) -> ConfigDict:
+def video_qa(dataset: str, questions: int, extension: str, published: float) -> ConfigDict:
     """16 frames of 480 px a clip, whose tokens are joined; candidates are ranked."""
 
     def clips(split: str) -> dict[str, Any]:
@@ -50,10 +50,11 @@ def video_qa(dataset: str, questions: int, extension: str) -> ConfigDict:
                 answer_list=f"{dataset}_answers.json",
                 rank=128,
             )
+    config.published = (("test/accuracy", published),)  # zero-shot
     config.checkpoint.best_metric = "val/accuracy"
     return config
 
 
 def get_config() -> ConfigDict:
     """MSRVTT-QA."""
-    return video_qa("msrvtt_qa", QUESTIONS, ".mp4")
+    return video_qa("msrvtt_qa", QUESTIONS, ".mp4", published=21.1)

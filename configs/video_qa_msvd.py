@@ -13,4 +13,4 @@ QUESTIONS = 30_933  # of train (Xu et al. 2017)
 
 def get_config() -> ConfigDict:
     """MSVD-QA, whose clips are AVI files."""
-    return video_qa("msvd_qa", QUESTIONS, ".avi")
+    return video_qa("msvd_qa", QUESTIONS, ".avi", published=37.2)

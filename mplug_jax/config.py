@@ -147,6 +147,7 @@ def defaults(model: str) -> ConfigDict:
         }
     )
     config.evals = ConfigDict()
+    config.published = ()  # ("<evaluator>/<metric>", figure) that evaluate prints beside its own
     config.checkpoint = ConfigDict({"keep_last": 2, "best_metric": "", "best_mode": "max"})
     config.checkpoint.wait = False  # True: no step begins before a save is complete on disk
     return config.lock()

@@ -66,7 +66,8 @@ def evaluate(config: ConfigDict, checkpoint: str, workdir: str) -> dict[str, flo
     if first:
         save_config(config, workdir)
         write_results(workdir, step, digest, results)
-        print(f"{table(results)}\nresults in {workdir}: results.json, samples/", flush=True)
+        print(table(results, dict(config.published)))
+        print(f"results in {workdir}: results.json, samples/", flush=True)
     return results
 
 
@@ -80,15 +81,23 @@ def default_workdir(checkpoint: str, name: str) -> Path:
     return run_folder(folder) / "evaluation" / f"{name}-{checkpoint_step(folder)}"
 
 
-def table(results: Mapping[str, float]) -> str:
-    """A line a metric, the evaluator named once."""
-    width = max((len(name.partition("/")[2]) for name in results), default=0)
-    lines, before = [], ""
-    for name, value in results.items():
-        evaluator, _, metric = name.partition("/")
-        lines += [] if evaluator == before else [evaluator]
-        lines.append(f"  {metric:<{width}}  {value:>9.4g}")
-        before = evaluator
+def table(results: Mapping[str, float], published: Mapping[str, float]) -> str:
+    """A line a metric, the evaluator named once, and beside it the figure of the paper for it.
+
+    What the paper has and the results have not, such as what only a test server knows, is shown
+    as missing.
+    """
+    rows: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*results, *published]):
+        rows.setdefault(name.partition("/")[0], []).append(name)
+    width = max((len(name.partition("/")[2]) for name in (*results, *published)), default=0)
+    lines = []
+    for evaluator, names in rows.items():
+        lines.append(evaluator)
+        for name in names:
+            own = f"{results[name]:>9.4g}" if name in results else f"{'-':>9}"
+            beside = f"  published {published[name]:g}" if name in published else ""
+            lines.append(f"  {name.partition('/')[2]:<{width}}  {own}{beside}")
     return "\n".join(lines)
 
 

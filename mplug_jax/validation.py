@@ -130,6 +130,8 @@ def validate(config: ConfigDict) -> None:
     _validate_transforms(config.data)
     for name, settings in config.evals.items():
         _validate_evaluator(name, settings, config.task, positions)
+    for entry in config.published:
+        _validate_published(entry, config.evals)
     best, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
     _require(
         not best or best.split("/")[0] in config.evals,
@@ -283,6 +285,16 @@ def _validate_evaluator(name: str, settings: ConfigDict, task: str, positions: i
         length <= positions,
         f"config.evals.{name}.max_length={length} exceeds the {positions} positions of "
         "config.model.text.max_positions.",
+    )
+
+
+def _validate_published(entry: Any, evals: ConfigDict) -> None:
+    fits = isinstance(entry, tuple) and [type(part) for part in entry] in ([str, float], [str, int])
+    _require(
+        fits and entry[0].split("/")[0] in evals,
+        f"config.published has {entry!r}, which is no pair of a metric and a figure, such as "
+        f"('{next(iter(evals), 'test')}/cider', 141.0), of the evaluators "
+        f"{', '.join(evals) or 'none'}.",
     )
 
 

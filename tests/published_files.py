@@ -93,6 +93,11 @@ def _vqa(root: Path) -> None:
         document = {"data_subtype": f"{split}2014", "questions": questions}
         _json(root / f"v2_OpenEnded_mscoco_{split}2014_questions.json", document)
         _json(root / f"v2_mscoco_{split}2014_annotations.json", {"annotations": annotations})
+    # Test has questions alone.
+    _picture(root / "test2015" / _coco_name("test2015", 1), 1)
+    asked = [{"image_id": 1, "question": "what is it", "question_id": 10 + i} for i in range(2)]
+    document = {"data_subtype": "test2015", "questions": asked}
+    _json(root / "v2_OpenEnded_mscoco_test2015_questions.json", document)
     _picture(root / "visual_genome" / "1.jpg", 1)
     asked = [{"qa_id": i, "question": "what is it", "answer": "A dog."} for i in range(2)]
     _json(root / "question_answers.json", [{"id": 1, "qas": asked}])

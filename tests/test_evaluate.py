@@ -54,14 +54,16 @@ def results(workdir: Path) -> dict[str, Any]:
 def test_the_last_checkpoint_gives_exactly_the_runs_figures(run, tmp_path, capsys):
     config = get_config(str(run / "config.json"))
     assert config.to_dict() == small_config().to_dict()
+    config.published = (("retrieval/txt_r1", 82.8),)
     found = evaluate(config, str(run), str(tmp_path))
     assert results(tmp_path) == results(run)
     assert results(tmp_path)["step"] == 2
     assert found == {k: v for k, v in results(run).items() if "/" in k}
     said = capsys.readouterr().out
-    assert table(found) in said
+    assert table(found, {"retrieval/txt_r1": 82.8}) in said
+    assert "published 82.8" in said
     assert f"parameters of {run / 'checkpoints' / '2'}\n" in said
-    for name in ("captions.json", "captions.png", "retrieval.png"):
+    for name in ("captions.json", "captions.png", "retrieval.json", "retrieval.png"):
         theirs = (run / "samples" / name).read_bytes()
         assert (tmp_path / "samples" / name).read_bytes() == theirs
     assert get_config(str(tmp_path / "config.json")).to_dict() == config.to_dict()
@@ -198,8 +200,17 @@ def test_the_workdir_is_named_by_config_and_step(run):
 
 
 def test_the_table_names_an_evaluator_once():
-    lines = table({"a/r1": 12.5, "a/median": 3.0, "b/r1": 0.25}).splitlines()
+    lines = table({"a/r1": 12.5, "a/median": 3.0, "b/r1": 0.25}, {}).splitlines()
     assert lines == ["a", "  r1           12.5", "  median          3", "b", "  r1           0.25"]
+
+
+def test_the_papers_figures_stand_beside_ours_and_alone_where_there_is_none():
+    found = {"val/cider": 30.0, "test/cider": 139.25, "test/words": 9.0}
+    assert table(found, {"test/cider": 141.0, "test/spice": 23.7}).splitlines() == [
+        *("val", "  cider         30"),
+        *("test", "  cider      139.2  published 141", "  words          9"),
+        "  spice          -  published 23.7",
+    ]
 
 
 @pytest.mark.parametrize(

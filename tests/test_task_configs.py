@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 from typing import Any
 
 import flax.linen as nn
@@ -49,6 +50,8 @@ RECIPES: dict[str, tuple[tuple[float, ...], int, int, int]] = {
     "vqa_v2:large": (VQA, 2048, 8 * 1027, 336),
     "vqa_v2:base_heldout": (VQA, 1024, 8 * 433, 384),
     "vqa_v2:large_heldout": (VQA, 2048, 8 * 216, 336),
+    "vqa_v2:base_test": (VQA, 1024, 8 * 2054, 384),
+    "vqa_v2:large_test": (VQA, 2048, 8 * 1027, 336),
     "retrieval_coco:base": (RETRIEVAL, 1024, 8 * 553, 384),
     "retrieval_coco:large": (RETRIEVAL, 1024, 8 * 553, 336),
     "retrieval_flickr30k:base": (RETRIEVAL, 1024, 8 * 141, 384),
@@ -170,6 +173,42 @@ def test_heldout_vqa_never_trains_on_the_pictures_it_is_judged_on():
     paths = [source["path"] for source in config.data.train]
     assert paths == ["v2_OpenEnded_mscoco_train2014_questions.json"]
     assert config.evals.val.source.path == "v2_OpenEnded_mscoco_val2014_questions.json"
+
+
+# By the metric of our evaluators, the tables of the paper, large where it is not said.
+PUBLISHED: dict[str, dict[str, float]] = {
+    "caption_coco:base": {"test/cider": 137.5},
+    "caption_coco:large": {"test/cider": 141.0},
+    "caption_coco_scst:base": {"test/cider": 150.4},
+    "caption_coco_scst:large": {"test/cider": 155.1},
+    "caption_nocaps:large": {"nocaps/cider": 114.8},
+    "vqa_v2:base_test": {"test/accuracy": 79.79},
+    "vqa_v2:large_test": {"test/accuracy": 81.27},
+    "retrieval_coco:large": {"test/txt_r1": 82.8, "test/img_r1": 65.8},
+    "retrieval_flickr30k:large": {"test/txt_r1": 97.6, "test/img_r1": 88.4},
+    "grounding_refcoco:refcoco": {
+        "val/acc@0.5": 92.40,
+        "testA/acc@0.5": 94.51,
+        "testB/acc@0.5": 88.42,
+    },
+    "grounding_refcoco:plus": {
+        "val/acc@0.5": 86.02,
+        "testA/acc@0.5": 90.17,
+        "testB/acc@0.5": 78.17,
+    },
+    "grounding_refcoco:g": {"val/acc@0.5": 85.88, "test/acc@0.5": 86.42},
+    "nlvr2:large": {"dev/accuracy": 84.58, "test/accuracy": 84.95},
+    "snli_ve:large": {"dev/accuracy": 89.45, "test/accuracy": 89.29},
+    "video_retrieval_msrvtt": {"test/img_r1": 38.1},
+    "video_qa_msrvtt": {"test/accuracy": 21.1},
+    "video_qa_msvd": {"test/accuracy": 37.2},
+    "video_caption_vatex": {"test/cider": 42.0},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_papers_figures_are_named_after_our_evaluators(name):
+    assert dict(load(name).published) == PUBLISHED.get(name, {})
 
 
 def test_generation_settings_are_the_published_ones():
@@ -330,3 +369,15 @@ def test_an_evaluator_gives_the_metric_that_picks_the_checkpoint(name, root, tmp
     evaluators = task.evaluators(make_mesh({"data": 1}, jax.devices()[:1]))
     params = random_params(task)
     assert 0 <= evaluators[chosen](params, None)[metric] <= 100
+
+
+@pytest.mark.slow
+def test_a_test_set_without_answers_gives_what_the_server_takes(root, tmp_path, caplog):
+    config = shrunk("vqa_v2:large_test", root)
+    task = build_task(config, str(tmp_path))
+    evaluators = task.evaluators(make_mesh({"data": 1}, jax.devices()[:1]))
+    assert evaluators["test"](random_params(task), tmp_path) == {}
+    assert "holds no answers to compare with" in caplog.text
+    lines = json.loads((tmp_path / "answers.json").read_text())
+    assert [line["question_id"] for line in lines] == [10, 11]
+    assert all(set(line) == {"question_id", "answer"} for line in lines)

@@ -163,6 +163,16 @@ def test_evaluators_that_fit_pass(task, settings):
     validate(config_of(task, evals__mine=settings))
 
 
+@pytest.mark.parametrize(
+    "entry", [("other/cider", 141.0), ("mine/cider", "141"), ("mine/cider",), "mine/cider", 141.0]
+)
+def test_published_figures_are_of_the_evaluators(entry):
+    mine = caption_eval(SCENES, limit=0, max_length=9)
+    validate(config_of("caption", evals__mine=mine, published=(("mine/cider", 141.0),)))
+    with pytest.raises(ConfigError, match=r"published has .*such as .'mine/cider', 141"):
+        validate(config_of("caption", evals__mine=mine, published=(entry,)))
+
+
 def test_transforms_of_a_source_are_checked_with_the_config():
     spec = {**SCENES, "split": "train", "transforms": {"flip": False, "crop_scale": None}}
     validate(config_of("pretrain", data__train=(SCENES, spec)))

@@ -67,7 +67,9 @@ class CaptionEvaluator:
 
     def __call__(self, params: Any, samples: Path | None = None) -> dict[str, float]:
         """``cider`` and its like in percent where there are references, ``words`` of a caption; for
-        still scenes fractions ``attribute_accuracy`` ... too."""
+        still scenes fractions ``attribute_accuracy`` ... too. With ``samples``, which the last
+        evaluation of a run has, ``meteor`` and ``spice`` of photographs too where Java is there.
+        """
         data, captions, sheet = self._data, {}, Sheet()
         rows = data.each(self._write, params, self._examples, ("image",), limit=self._limit)
         for index, example, ids in rows:
@@ -75,14 +77,19 @@ class CaptionEvaluator:
             if samples is not None and not sheet.full:
                 sheet.add(example["image"], captions[index], self._right(index, captions[index]))
         if samples is not None:
-            # The format of COCO's caption evaluation; ids are the records'.
-            lines = [
-                {"image_id": data.source[index]["id"], "caption": caption}
-                for index, caption in captions.items()
-            ]
-            write_json(samples / "captions.json", lines)
+            write_json(samples / "captions.json", [*map(self._line, captions.items())])
             sheet.write(samples / "captions.png")
-        return self._metrics(captions)
+        return self._metrics(captions, java=samples is not None)
+
+    def _line(self, captioned: tuple[int, str]) -> dict[str, Any]:
+        """A row as COCO's caption evaluation and NoCaps' server take it, and what the picture is
+        called: where the data set has no ids, `image_id` is a running number."""
+        record = self._data.source[captioned[0]]
+        return {
+            "image_id": record["image_id"],
+            "caption": captioned[1],
+            "picture": record["id"],
+        }
 
     def _drawn(self) -> Scenes | None:
         """The source, if it knows what its still pictures show."""
@@ -95,7 +102,7 @@ class CaptionEvaluator:
             return None
         return bool(attribute_accuracy([scenes.layout(index)], [caption])["attribute_accuracy"])
 
-    def _metrics(self, captions: dict[int, str]) -> dict[str, float]:
+    def _metrics(self, captions: dict[int, str], java: bool) -> dict[str, float]:
         source, scenes = self._data.source, self._drawn()
         metrics = {"words": float(np.mean([len(said.split()) for said in captions.values()]))}
         if scenes is not None:
@@ -105,6 +112,9 @@ class CaptionEvaluator:
         references = {index: texts for index, texts in references.items() if texts}
         if references:
             said = {index: captions[index] for index in references}
-            return metrics | caption_metrics(said, references, java=False)
+            # Drawn scenes have a grammar of their own: METEOR's synonyms and SPICE's parser say
+            # nothing of them and take longer than all the rest.
+            drawn = isinstance(source, Scenes)
+            return metrics | caption_metrics(said, references, java=java and not drawn)
         logger.warning("%r holds no captions to compare with: there is no metric of them", source)
         return metrics

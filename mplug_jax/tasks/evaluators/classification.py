@@ -65,6 +65,10 @@ class ClassificationEvaluator:
                 for index, said in predictions.items()
             ]
             write_json(samples / "predictions.json", lines)
+            if data.setup.config.task == "nlvr2":
+                # As nlvr2/eval/metrics.py of lil-lab/nlvr reads them.
+                rows = "".join(f"{line['id']},{line['prediction']}\n" for line in lines)
+                (samples / "predictions.csv").write_text(rows)
             sheet.write(samples / "classification.png")
         metrics = classification_accuracy(predictions, truths)
         for label in self._labels:

@@ -23,12 +23,20 @@ from mplug_jax.evaluation.retrieval import (
     retrieval_metrics,
     top_k_indices,
 )
-from mplug_jax.tasks.evaluators.held_out import BATCH_SIZE, SHEET_ROWS, HeldOut, Sheet
+from mplug_jax.tasks.evaluators.held_out import (
+    BATCH_SIZE,
+    SHEET_ROWS,
+    HeldOut,
+    Sheet,
+    write_json,
+)
 
 SCORES = ("itm", "itm+sim", "itm+itc")
 # Pictures held as tokens; texts encoded, or pairs fused, at once.
 BLOCK = 16
 PAIRS = 4 * BATCH_SIZE
+# Of each query in the file of results.
+SHOWN = 10
 
 
 class _Texts(NamedTuple):
@@ -123,6 +131,7 @@ class RetrievalEvaluator:
         metrics["txt_medr"] = median_rank(image_to_text, query_ids=own, gallery_ids=owner)
         metrics["img_medr"] = median_rank(text_to_image, query_ids=owner, gallery_ids=own)
         if samples is not None:
+            self._write(samples, indices, texts, image_to_text, text_to_image)
             self._sheet(samples, indices, texts, image_to_text)
         return metrics | {f"itc_{name}": value for name, value in by_itc.items()}
 
@@ -198,6 +207,32 @@ class RetrievalEvaluator:
                 chosen = data.place({"image": local[block], "text": text[block]})
                 logits.append(self._match(params, embeds, texts.embeds, texts.device_mask, chosen))
             yield np.concatenate([np.asarray(x) for x in logits])[: high - low]
+
+    def _write(
+        self,
+        folder: Path,
+        indices: np.ndarray,
+        texts: _Texts,
+        image_to_text: np.ndarray,
+        text_to_image: np.ndarray,
+    ) -> None:
+        """The best ``SHOWN`` of each query: texts by picture, pictures by text, from the first."""
+        records = (self._data.source[int(index)] for index in indices)
+        named = [(record["id"], record["captions"][: self._captions or None]) for record in records]
+        pictures = [name for name, _ in named]
+        captions = [caption for _, given in named for caption in given]
+        best_texts, best_pictures = (
+            top_k_indices(scores, SHOWN) for scores in (image_to_text, text_to_image)
+        )
+        rows = [
+            {"picture": name, "texts": [captions[place] for place in best]}
+            for name, best in zip(pictures, best_texts, strict=True)
+        ]
+        rows += [
+            {"text": caption, "pictures": [pictures[place] for place in best]}
+            for caption, best in zip(captions, best_pictures, strict=True)
+        ]
+        write_json(folder / "retrieval.json", rows)
 
     def _sheet(self, folder: Path, indices: np.ndarray, texts: _Texts, scores: np.ndarray) -> None:
         """Pictures with the text ranked first for each."""

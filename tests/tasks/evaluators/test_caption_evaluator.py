@@ -14,6 +14,7 @@ from mplug_jax.data.sources.scenes import Scenes
 from mplug_jax.data.task_examples import PictureExamples, prompt_ids
 from mplug_jax.evaluation.captions import caption_metrics
 from mplug_jax.generation.beam import BeamConfig, beam_search
+from mplug_jax.tasks.evaluators import caption as caption_lib
 from mplug_jax.tasks.evaluators.caption import CaptionEvaluator
 from mplug_jax.tasks.evaluators.held_out import HeldOut
 from tests.tasks.evaluators.small import Call, make_setup, mesh_of, place
@@ -44,7 +45,8 @@ def settings(**changes):
 
 def said(folder):
     lines = json.loads((folder / "captions.json").read_text())
-    return {line["image_id"]: line["caption"] for line in lines}
+    assert all(set(line) == {"image_id", "caption", "picture"} for line in lines)
+    return {line["picture"]: line["caption"] for line in lines}
 
 
 @pytest.mark.slow
@@ -109,6 +111,37 @@ def test_a_prompt_too_long_for_the_model_is_refused(setup):
     data = HeldOut(setup, Scenes("full", "val", 4), mesh_of(1))
     with pytest.raises(ValueError, match="exceed the 64 positions"):
         CaptionEvaluator(data, **settings(prompt="red circle " * 40))
+
+
+@pytest.mark.parametrize(("drawn", "kept"), [(False, True), (False, False), (True, True)])
+def test_java_judges_photographs_whose_figures_are_kept(
+    setup, params, tmp_path, monkeypatch, drawn, kept
+):
+    class Photographs:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict:
+            picture = np.zeros((8, 8, 3), np.uint8)
+            named = {"id": f"{index}.jpg", "image_id": 391895 + index}
+            return {**named, "image": picture, "captions": ["a man", "a dog"]}
+
+    asked = []
+
+    def metrics(captions, references, *, java):
+        asked.append(java)
+        assert drawn or references == {key: ["a man", "a dog"] for key in (0, 1)}
+        return {"meteor": 25.0} if java else {}
+
+    monkeypatch.setattr(caption_lib, "caption_metrics", metrics)
+    source = Scenes("easy", "val", 2) if drawn else Photographs()
+    evaluator = CaptionEvaluator(HeldOut(setup, source, mesh_of(8)), **settings(max_length=2))
+    found = evaluator(place(params, mesh_of(8)), tmp_path if kept else None)
+    assert asked == [kept and not drawn]
+    assert ("meteor" in found) == asked[0]
+    if kept and not drawn:
+        lines = json.loads((tmp_path / "captions.json").read_text())
+        assert [line["image_id"] for line in lines] == [391895, 391896]
 
 
 def test_pictures_without_references_are_captioned_all_the_same(setup, params, tmp_path, caplog):

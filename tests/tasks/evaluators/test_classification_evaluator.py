@@ -61,6 +61,9 @@ def test_decisions_are_those_of_one_record_at_a_time(
     assert lines == [
         {"id": source[i]["id"], "prediction": said[i], "label": true[i]} for i in range(RECORDS)
     ]
+    if task == "nlvr2":
+        rows = (tmp_path / "predictions.csv").read_text().splitlines()
+        assert rows == [f"{line['id']},{line['prediction']}" for line in lines]
     with Image.open(tmp_path / "classification.png") as sheet:
         assert sheet.format == "PNG"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,23 @@ def test_retrieval_is_that_of_brute_force(retrieved, brute):
 def test_retrieval_does_not_depend_on_the_mesh(retrieved):
     metrics, _ = retrieved
     assert metrics[8] == pytest.approx(metrics[1])
+
+
+def test_the_best_of_every_query_are_written(retrieved, source):
+    metrics, folder = retrieved
+    rows = json.loads((folder / "retrieval.json").read_text())
+    records = [source[i] for i in range(SCENES) if i != BAD]
+    captions = {record["id"]: record["captions"][:CAPTIONS] for record in records}
+    owner = {caption: name for name, given in captions.items() for caption in given}
+    pictures, texts = rows[: len(records)], rows[len(records) :]
+    assert [row["picture"] for row in pictures] == list(captions)
+    assert [row["text"] for row in texts] == list(owner)
+    assert all(len(set(row["texts"])) == retrieval.SHOWN for row in pictures)
+    for k in (1, 10):
+        found = [any(t in captions[r["picture"]] for t in r["texts"][:k]) for r in pictures]
+        assert 100 * np.mean(found) == pytest.approx(metrics[1][f"txt_r{k}"])
+        found = [owner[r["text"]] in r["pictures"][:k] for r in texts]
+        assert 100 * np.mean(found) == pytest.approx(metrics[1][f"img_r{k}"])
 
 
 def test_retrieval_writes_a_sheet(retrieved):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ class CaptionEvaluator:
         return self._metrics(captions, java=samples is not None)
 
     def _line(self, captioned: tuple[int, str]) -> dict[str, Any]:
-        """A row as COCO's caption evaluation and NoCaps' server take it, and what the picture is
-        called: where the data set has no ids, `image_id` is a running number."""
+        """A row as COCO's caption evaluation reads it, and what the picture is called: where the
+        data set has no ids of its own, `image_id` is a running number."""
         record = self._data.source[captioned[0]]
         return {
             "image_id": record["image_id"],
@@ -115,6 +116,24 @@ class CaptionEvaluator:
             # Drawn scenes have a grammar of their own: METEOR's synonyms and SPICE's parser say
             # nothing of them and take longer than all the rest.
             drawn = isinstance(source, Scenes)
-            return metrics | caption_metrics(said, references, java=java and not drawn)
+            metrics |= caption_metrics(said, references, java=java and not drawn)
+            return metrics | self._by_domain(said, references)
         logger.warning("%r holds no captions to compare with: there is no metric of them", source)
         return metrics
+
+    def _by_domain(
+        self, said: Mapping[int, str], references: Mapping[int, list[str]]
+    ) -> dict[str, float]:
+        """CIDEr within each domain of NoCaps, such as ``cider_near-domain``."""
+        groups: dict[str, list[int]] = {}
+        for index in said:
+            if domain := self._data.source[index].get("domain"):
+                groups.setdefault(domain, []).append(index)
+        return {
+            f"cider_{domain}": caption_metrics(
+                {index: said[index] for index in group},
+                {index: references[index] for index in group},
+                java=False,
+            )["cider"]
+            for domain, group in sorted(groups.items())
+        }

@@ -22,7 +22,6 @@ from mplug_jax.prediction import grounding as grounding_lib
 from mplug_jax.prediction.grounding import draw_box, locator
 from mplug_jax.prediction.matching import ROWS, Matcher
 from mplug_jax.prediction.model import Model, PredictionError, load_model
-from mplug_jax.prediction.pictures import boxed_files, find_pictures
 from mplug_jax.prediction.writing import answer_ranker, answerer, captioner
 from mplug_jax.training.checkpoint import CheckpointError
 from tests.small_runs import TEXTS, random_checkpoint, small_config
@@ -355,40 +354,6 @@ def test_commands_print_lines_or_json(pretrained, grounding, pictures, tmp_path,
     assert Image.open(out).size == Image.open(pictures[0]).size
     with pytest.raises(PredictionError, match="does not exist: give a folder of pictures"):
         run(["retrieve", TEXTS[0], str(tmp_path / "nowhere"), *here])
-
-
-def test_folders_and_patterns_are_looked_up(tmp_path, monkeypatch):
-    names = ["b.PNG", "a.jpg", "c.txt", "below/d.webp", "below/e.pdf", "odd[1].png"]
-    (tmp_path / "below").mkdir()
-    for name in names:
-        (tmp_path / name).touch()
-    monkeypatch.chdir(tmp_path)
-    here = str(tmp_path)
-    wanted = ["a.jpg", "b.PNG", "below/d.webp", "odd[1].png"]
-    assert find_pictures([here]) == [f"{here}/{name}" for name in wanted]
-    assert find_pictures(["*.*"]) == ["a.jpg", "b.PNG", "odd[1].png"]
-    assert find_pictures(["**/*.[jw]*"]) == ["a.jpg", "below/d.webp"]
-    # A file is taken at its word, once, whatever it is called and whether it is there.
-    given = ["no.png", "odd[1].png", "c.txt", "gs://bucket/*.png", "*.jpg", "a.jpg"]
-    assert find_pictures(given) == [*given[:4], "a.jpg"]
-    with pytest.raises(PredictionError, match=r"\*\.gif fits no pictures"):
-        find_pictures(["*.gif"])
-    with pytest.raises(PredictionError, match="empty holds no pictures"):
-        (tmp_path / "empty").mkdir()
-        find_pictures(["empty"])
-
-
-def test_boxes_go_to_a_file_or_a_folder_and_over_no_picture(tmp_path):
-    pictures = [str(tmp_path / name) for name in ("in/a.png", "in/below/a.png", "in/b.psd")]
-    out = tmp_path / "out"
-    assert boxed_files(pictures[:1], f"{out}.png") == {pictures[0]: f"{out}.png"}
-    places = [str(out / name) for name in ("a.png", "below/a.png", "b.psd.png")]
-    assert list(boxed_files(pictures, str(out)).values()) == places
-    out.mkdir()
-    assert boxed_files(pictures[:1], str(out)) == {pictures[0]: places[0]}
-    for place in (tmp_path / "in", tmp_path / "out" / ".." / "in"):
-        with pytest.raises(PredictionError, match=r"would overwrite .*a\.png"):
-            boxed_files(pictures, str(place))
 
 
 def test_every_command_takes_several_pictures(pretrained, grounding, pictures, tmp_path, capsys):

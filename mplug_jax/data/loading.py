@@ -131,11 +131,19 @@ class LoadExample:
 
     def _record(self, number: int, index: int) -> Record:
         record = self.sources[number][index]
-        if len(self.sources) == 1:
-            return record
-        # Pictures of different sources must not pass for the same one.
-        span = 2**31 // len(self.sources)
-        return {**record, "image_id": number * span + record["image_id"] % span}
+        place = number, len(self.sources)
+        return {**record, "image_id": picture_id(record["image_id"], *place)}
+
+
+def picture_id(image_id: int, number: int, count: int) -> int:
+    """What batches call a picture of source `number` of `count`; below 2**31 for several.
+
+    Pictures of different sources must not pass for the same one.
+    """
+    if count == 1:
+        return image_id
+    span = 2**31 // count
+    return number * span + image_id % span
 
 
 def stack(examples: Sequence[Example]) -> Batch:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mplug_jax.config import ConfigError
+from mplug_jax.data.loading import picture_id
 from mplug_jax.data.records import BadSample, Source, SourceError
 from mplug_jax.data.sources.scene_language import captions as scene_captions
 from mplug_jax.data.sources.scenes import Scenes
@@ -48,23 +49,18 @@ BASELINES = ("mean", "greedy")
 
 
 def references(sources: Sequence[tuple[Source, float]]) -> dict[int, list[str]]:
-    """PTB tokens of all captions by image_id; records that cannot be used are left out.
+    """PTB tokens of all captions by the id that batches give a picture.
+
+    Records that cannot be used are left out.
 
     Raises:
       SourceError: no caption at all.
-      ConfigError: two sources use the same image_id.
     """
     found: dict[int, list[str]] = {}
-    owner: dict[int, int] = {}
     for number, (source, _) in enumerate(sources):
         for image_id, captions in _captions(source):
-            if owner.setdefault(image_id, number) != number:
-                raise ConfigError(
-                    f"config.data.train: sources {owner[image_id]} and {number} both have a "
-                    f"picture with image_id {image_id}, so that a text would be rewarded by the "
-                    "captions of another picture; give config.task='scst' one source."
-                )
-            found.setdefault(image_id, []).extend(map(ptb_tokenize, captions))
+            picture = picture_id(image_id, number, len(sources))
+            found.setdefault(picture, []).extend(map(ptb_tokenize, captions))
     if not found:
         raise SourceError(
             "config.data.train holds no captions, which config.task='scst' needs as references: "
@@ -119,7 +115,7 @@ class Rollout:
     the step and the row in the global batch: never from chunks, devices or processes.
 
     Raises:
-      ConfigError, SourceError: settings that cannot work; captions that are missing or ambiguous.
+      ConfigError, SourceError: settings that cannot work; captions that are missing.
       ValueError: lengths that do not fit each other or the model.
     """
 

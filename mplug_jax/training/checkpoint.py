@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -40,19 +39,11 @@ from mplug_jax.training.integrity import (
     set_damaged_aside,
     write_checksums,
 )
+from mplug_jax.training.orbax_settings import set_orbax_up
 from mplug_jax.training.state import TrainState, path_name
 
 logger = logging.getLogger(__name__)
-
-
-def _ours(record: logging.LogRecord) -> bool:
-    """Drops Orbax's traceback of a failed save, which we tell, and a warning of no consequence."""
-    if "/orbax/" in record.pathname:
-        record.exc_info = None
-    return "Metadata file does not exist" not in str(record.msg)
-
-
-absl_logging.get_absl_logger().addFilter(_ours)
+set_orbax_up()
 
 
 class Checkpointer:

@@ -26,7 +26,8 @@ from mplug_jax.training.checkpoint import (
     saved_config,
 )
 from mplug_jax.training.integrity import damages
-from mplug_jax.training.sharding import make_mesh, state_shardings
+from mplug_jax.training.orbax_settings import LEAST_PART
+from mplug_jax.training.sharding import make_mesh, replicated, state_shardings
 from tests.training.small_pretraining import pretrain_start, small_config, write_vocabulary
 from tests.training.small_states import (
     BEST,
@@ -253,6 +254,23 @@ def test_loads_parameters_alone(run):
     assert_same_bits(loaded, params())
     assert folder == run / "checkpoints" / "3"
     assert done.describe() == ""
+
+
+def test_only_large_arrays_are_cut_among_the_devices_that_hold_them(tmp_path, monkeypatch):
+    cut, cuts = jax.lax.slice_in_dim, []
+
+    def counted(array: jax.Array, *args, **kwargs) -> jax.Array:
+        cuts.append(array.shape)
+        return cut(array, *args, **kwargs)
+
+    monkeypatch.setattr(jax.lax, "slice_in_dim", counted)
+    whole = replicated(make_mesh({"data": -1}, jax.devices()[:4]))
+    rng = np.random.default_rng(0)
+    sizes = {"small": (64, 64), "large": (4 * LEAST_PART // 4, 1)}
+    saved = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    save_params(tmp_path, jax.device_put(saved, whole))
+    assert cuts == 4 * [sizes["large"]]
+    assert_same_bits(read_params(tmp_path)[0], saved)
 
 
 def test_loads_one_part_of_the_parameters(run):

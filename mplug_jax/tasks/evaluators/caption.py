@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -77,20 +77,12 @@ class CaptionEvaluator:
             captions[index] = data.setup.tokenizer.decode(ids)
             if samples is not None and not sheet.full:
                 sheet.add(example["image"], captions[index], self._right(index, captions[index]))
+        known = {index: _known(data.source[index]) for index in captions}
         if samples is not None:
-            write_json(samples / "captions.json", [*map(self._line, captions.items())])
+            lines = [_line(known[index], caption) for index, caption in captions.items()]
+            write_json(samples / "captions.json", lines)
             sheet.write(samples / "captions.png")
-        return self._metrics(captions, java=samples is not None)
-
-    def _line(self, captioned: tuple[int, str]) -> dict[str, Any]:
-        """A row as COCO's caption evaluation reads it, and what the picture is called: where the
-        data set has no ids of its own, `image_id` is a running number."""
-        record = self._data.source[captioned[0]]
-        return {
-            "image_id": record["image_id"],
-            "caption": captioned[1],
-            "picture": record["id"],
-        }
+        return self._metrics(captions, known, java=samples is not None)
 
     def _drawn(self) -> Scenes | None:
         """The source, if it knows what its still pictures show."""
@@ -103,37 +95,60 @@ class CaptionEvaluator:
             return None
         return bool(attribute_accuracy([scenes.layout(index)], [caption])["attribute_accuracy"])
 
-    def _metrics(self, captions: dict[int, str], java: bool) -> dict[str, float]:
+    def _metrics(
+        self, captions: dict[int, str], known: Mapping[int, Known], java: bool
+    ) -> dict[str, float]:
         source, scenes = self._data.source, self._drawn()
         metrics = {"words": float(np.mean([len(said.split()) for said in captions.values()]))}
         if scenes is not None:
             layouts = [scenes.layout(index) for index in captions]
             metrics |= attribute_accuracy(layouts, list(captions.values()))
-        references = {index: source[index].get("captions") for index in captions}
-        references = {index: texts for index, texts in references.items() if texts}
-        if references:
-            said = {index: captions[index] for index in references}
-            # Drawn scenes have a grammar of their own: METEOR's synonyms and SPICE's parser say
-            # nothing of them and take longer than all the rest.
-            drawn = isinstance(source, Scenes)
-            metrics |= caption_metrics(said, references, java=java and not drawn)
-            return metrics | self._by_domain(said, references)
-        logger.warning("%r holds no captions to compare with: there is no metric of them", source)
-        return metrics
+        if not any(record.captions for record in known.values()):
+            logger.warning(
+                "%r holds no captions to compare with: there is no metric of them", source
+            )
+            return metrics
+        # Drawn scenes have a grammar of their own: METEOR's synonyms and SPICE's parser say
+        # nothing of them and take longer than all the rest.
+        return metrics | compared(captions, known, java=java and not isinstance(source, Scenes))
 
-    def _by_domain(
-        self, said: Mapping[int, str], references: Mapping[int, list[str]]
-    ) -> dict[str, float]:
-        """CIDEr within each domain of NoCaps, such as ``cider_near-domain``."""
-        groups: dict[str, list[int]] = {}
-        for index in said:
-            if domain := self._data.source[index].get("domain"):
-                groups.setdefault(domain, []).append(index)
-        return {
-            f"cider_{domain}": caption_metrics(
-                {index: said[index] for index in group},
-                {index: references[index] for index in group},
-                java=False,
-            )["cider"]
-            for domain, group in sorted(groups.items())
-        }
+
+class Known(NamedTuple):
+    """What a record tells besides its picture.
+
+    Attributes:
+      image_id: a running number where the data set has no ids of its own; name: of the picture.
+      captions: references, if any; domain: of NoCaps, such as 'near-domain', else ''.
+    """
+
+    image_id: int
+    name: str
+    captions: Sequence[str]
+    domain: str
+
+
+def _known(record: Mapping[str, Any]) -> Known:
+    captions, domain = record.get("captions") or (), record.get("domain") or ""
+    return Known(record["image_id"], record["id"], captions, domain)
+
+
+def _line(known: Known, caption: str) -> dict[str, Any]:
+    """A row as COCO's caption evaluation reads it, and what the picture is called."""
+    return {"image_id": known.image_id, "caption": caption, "picture": known.name}
+
+
+def compared(
+    captions: Mapping[int, str], known: Mapping[int, Known], *, java: bool
+) -> dict[str, float]:
+    """The metrics of the captions of those that have references, and CIDEr within each domain, such
+    as ``cider_near-domain``."""
+    references = {i: list(record.captions) for i, record in known.items() if record.captions}
+    groups: dict[str, list[int]] = {}
+    for i in references:
+        if domain := known[i].domain:
+            groups.setdefault(domain, []).append(i)
+    metrics = caption_metrics({i: captions[i] for i in references}, references, java=java)
+    for domain, group in sorted(groups.items()):
+        said, gold = ({i: texts[i] for i in group} for texts in (captions, references))
+        metrics[f"cider_{domain}"] = caption_metrics(said, gold, java=False)["cider"]
+    return metrics

@@ -43,10 +43,13 @@ class _Texts(NamedTuple):
     """All captions: host arrays, and what the model makes of them.
 
     Attributes:
+      pictures: names of the N pictures; said: the M captions as they were read.
       ids: ``[M, L]``; owner: ``[M]``, the row of each text's picture; feats: ``[M, E]``.
       embeds, device_mask: ``[M', L, ...]`` on every device, padded at the end.
     """
 
+    pictures: list[str]
+    said: list[str]
     ids: np.ndarray
     owner: np.ndarray
     feats: np.ndarray
@@ -131,7 +134,7 @@ class RetrievalEvaluator:
         metrics["txt_medr"] = median_rank(image_to_text, query_ids=own, gallery_ids=owner)
         metrics["img_medr"] = median_rank(text_to_image, query_ids=owner, gallery_ids=own)
         if samples is not None:
-            self._write(samples, indices, texts, image_to_text, text_to_image)
+            _write(samples, texts, image_to_text, text_to_image)
             self._sheet(samples, indices, texts, image_to_text)
         return metrics | {f"itc_{name}": value for name, value in by_itc.items()}
 
@@ -144,13 +147,15 @@ class RetrievalEvaluator:
         return np.stack(feats), np.array(indices)
 
     def _encoded_texts(self, params: Any, indices: np.ndarray) -> _Texts:
-        data, encoded, owner = self._data, [], []
-        length = self._examples.text_length
+        data, pictures, said, owner = self._data, [], [], []
         for row, index in enumerate(indices):
-            captions = data.source[int(index)]["captions"]
-            for caption in captions[: self._captions or None]:
-                encoded.append(data.setup.tokenizer.encode(caption, length))
-                owner.append(row)
+            record = data.source[int(index)]
+            captions = record["captions"][: self._captions or None]
+            pictures.append(record["id"])
+            said += captions
+            owner += [row] * len(captions)
+        length = self._examples.text_length
+        encoded = (data.setup.tokenizer.encode(caption, length) for caption in said)
         ids, mask = (np.stack(part) for part in zip(*encoded, strict=True))
         embeds, feats, masks = [], [], []
         for block in _padded(len(ids), data.rows(PAIRS)):
@@ -160,6 +165,8 @@ class RetrievalEvaluator:
             feats.append(np.asarray(features))
             masks.append(mask[block])
         return _Texts(
+            pictures,
+            said,
             ids,
             np.array(owner),
             np.concatenate(feats)[: len(ids)],
@@ -208,32 +215,6 @@ class RetrievalEvaluator:
                 logits.append(self._match(params, embeds, texts.embeds, texts.device_mask, chosen))
             yield np.concatenate([np.asarray(x) for x in logits])[: high - low]
 
-    def _write(
-        self,
-        folder: Path,
-        indices: np.ndarray,
-        texts: _Texts,
-        image_to_text: np.ndarray,
-        text_to_image: np.ndarray,
-    ) -> None:
-        """The best ``SHOWN`` of each query: texts by picture, pictures by text, from the first."""
-        records = (self._data.source[int(index)] for index in indices)
-        named = [(record["id"], record["captions"][: self._captions or None]) for record in records]
-        pictures = [name for name, _ in named]
-        captions = [caption for _, given in named for caption in given]
-        best_texts, best_pictures = (
-            top_k_indices(scores, SHOWN) for scores in (image_to_text, text_to_image)
-        )
-        rows = [
-            {"picture": name, "texts": [captions[place] for place in best]}
-            for name, best in zip(pictures, best_texts, strict=True)
-        ]
-        rows += [
-            {"text": caption, "pictures": [pictures[place] for place in best]}
-            for caption, best in zip(captions, best_pictures, strict=True)
-        ]
-        write_json(folder / "retrieval.json", rows)
-
     def _sheet(self, folder: Path, indices: np.ndarray, texts: _Texts, scores: np.ndarray) -> None:
         """Pictures with the text ranked first for each."""
         data, sheet = self._data, Sheet()
@@ -243,6 +224,24 @@ class RetrievalEvaluator:
             title = data.setup.tokenizer.decode(texts.ids[best][1:])
             sheet.add(picture, title, bool(texts.owner[best] == row))
         sheet.write(folder / "retrieval.png")
+
+
+def _write(
+    folder: Path, texts: _Texts, image_to_text: np.ndarray, text_to_image: np.ndarray
+) -> None:
+    """The best ``SHOWN`` of each query: texts by picture, pictures by text, from the first."""
+    best_texts, best_pictures = (
+        top_k_indices(scores, SHOWN) for scores in (image_to_text, text_to_image)
+    )
+    rows = [
+        {"picture": name, "texts": [texts.said[place] for place in best]}
+        for name, best in zip(texts.pictures, best_texts, strict=True)
+    ]
+    rows += [
+        {"text": caption, "pictures": [texts.pictures[place] for place in best]}
+        for caption, best in zip(texts.said, best_pictures, strict=True)
+    ]
+    write_json(folder / "retrieval.json", rows)
 
 
 def _padded(count: int, rows: int) -> Iterator[np.ndarray]:

@@ -144,18 +144,16 @@ def test_java_judges_photographs_whose_figures_are_kept(
         assert [line["image_id"] for line in lines] == [391895, 391896]
 
 
-def test_domains_are_judged_by_themselves_too(setup):
+def test_domains_are_judged_by_themselves_too():
     truths = ["a man on a horse", "a dog on the beach", "a red kite", "two zebras drink"]
     domains = ["near-domain", "out-domain", "near-domain", "out-domain"]
 
-    class NoCaps(list):
-        def __init__(self) -> None:
-            rows = zip(truths, domains, strict=True)
-            super().__init__({"captions": [text, f"{text} ."], "domain": d} for text, d in rows)
-
-    evaluator = CaptionEvaluator(HeldOut(setup, NoCaps(), mesh_of(8)), **settings())
+    known = {
+        i: caption_lib.Known(i, f"{i}.jpg", [text, f"{text} ."], domain)
+        for i, (text, domain) in enumerate(zip(truths, domains, strict=True))
+    }
     said = dict(enumerate(["a man on a horse", "a cat", "a kite", "two zebras drink"]))
-    found = evaluator._metrics(said, java=False)
+    found = caption_lib.compared(said, known, java=False)
     assert found["cider_near-domain"] != found["cider_out-domain"]
     for domain in set(domains):
         chosen = [i for i in said if domains[i] == domain]

@@ -75,8 +75,8 @@ class CaptionEvaluator:
         rows = data.each(self._write, params, self._examples, ("image",), limit=self._limit)
         for index, example, ids in rows:
             captions[index] = data.setup.tokenizer.decode(ids)
-            if samples is not None and not sheet.full:
-                sheet.add(example["image"], captions[index], self._right(index, captions[index]))
+            if samples is not None and sheet.wants(example):
+                sheet.add(example, captions[index], self._right(index, captions[index]))
         known = {index: _known(data.source[index]) for index in captions}
         if samples is not None:
             lines = [_line(known[index], caption) for index, caption in captions.items()]

@@ -56,9 +56,9 @@ class ClassificationEvaluator:
         for index, example, decided in rows:
             said = predictions[index] = self._labels[int(decided)]
             true = truths[index] = self._labels[int(example["label"])]
-            if samples is not None and not sheet.full:
+            if samples is not None and sheet.wants(example):
                 text = data.source[index][self._field][self._text]
-                sheet.add(example["image"], f"{said}\n{text}", said == true)
+                sheet.add(example, f"{said}\n{text}", said == true)
         if samples is not None:
             lines = [
                 {"id": data.source[index]["id"], "prediction": said, "label": truths[index]}

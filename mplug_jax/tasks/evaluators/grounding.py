@@ -79,9 +79,10 @@ class GroundingEvaluator:
             found = {"box": boxes[index].tolist(), "true": truths[index].tolist()}
             lines.append(named | found)
             overlap = float(box_iou(boxes[index], truths[index]))
-            if not sheet.full:
+            if sheet.wants(example):
                 drawn = draw_boxes(example["image"], truths[index], boxes[index])
-                sheet.add(drawn, f"{phrase}\nIoU {overlap:.2f}", overlap >= THRESHOLD)
+                title = f"{phrase}\nIoU {overlap:.2f}"
+                sheet.add(example, title, overlap >= THRESHOLD, drawn=drawn)
         if samples is not None:
             write_json(samples / "boxes.json", lines)
             sheet.write(samples / "grounding.png")

@@ -129,22 +129,32 @@ def best_texts(
 
 
 class Sheet:
-    """The first pictures with what the model said of them; see ``sample_sheet``."""
+    """The first pictures, each once, with what the model said of them; see ``sample_sheet``."""
 
     def __init__(self) -> None:
         self.pictures: list[np.ndarray] = []
         self.titles: list[str] = []
         self.marks: list[bool | None] = []
+        self._shown: set[int] = set()
 
-    @property
-    def full(self) -> bool:
-        """Whether another picture would be left out."""
-        return len(self.pictures) >= SHEET_ROWS
+    def wants(self, example: Mapping[str, Any]) -> bool:
+        """Whether there is room for the picture of an example, which is not there yet."""
+        return len(self.pictures) < SHEET_ROWS and int(example["image_id"]) not in self._shown
 
-    def add(self, picture: np.ndarray, title: str, right: bool | None = None) -> None:
-        """Another picture ``[H, W, 3]``; of several, ``[T, H, W, 3]``, some side by side."""
-        if self.full:
+    def add(
+        self,
+        example: Mapping[str, Any],
+        title: str,
+        right: bool | None = None,
+        *,
+        drawn: np.ndarray | None = None,
+    ) -> None:
+        """The picture ``[H, W, 3]`` of an example, or what was drawn on it, unless the sheet does
+        not want it; of several, ``[T, H, W, 3]``, some side by side."""
+        if not self.wants(example):
             return
+        self._shown.add(int(example["image_id"]))
+        picture = example["image"] if drawn is None else drawn
         if picture.ndim == 4:
             chosen = np.linspace(0, len(picture) - 1, min(len(picture), SHOWN_FRAMES)).astype(int)
             picture = np.concatenate(list(picture[chosen]), axis=1)

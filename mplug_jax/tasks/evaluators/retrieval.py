@@ -220,9 +220,9 @@ class RetrievalEvaluator:
         data, sheet = self._data, Sheet()
         for row, index in enumerate(indices[:SHEET_ROWS]):
             best = int(scores[row].argmax())
-            picture = self._examples(data.source[int(index)])["image"]
+            example = self._examples(data.source[int(index)])
             title = data.setup.tokenizer.decode(texts.ids[best][1:])
-            sheet.add(picture, title, bool(texts.owner[best] == row))
+            sheet.add(example, title, bool(texts.owner[best] == row))
         sheet.write(folder / "retrieval.png")
 
 

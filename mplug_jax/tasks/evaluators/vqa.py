@@ -20,7 +20,7 @@ from mplug_jax.data.tokenizers import Tokenizer
 from mplug_jax.evaluation.vqa import exact_match, soft_label_accuracy, vqa_accuracy
 from mplug_jax.generation.beam import BeamConfig
 from mplug_jax.generation.ranking import rank_answers
-from mplug_jax.tasks.evaluators.held_out import HeldOut, Sheet, best_texts, write_json
+from mplug_jax.tasks.evaluators.held_out import Example, HeldOut, Sheet, best_texts, write_json
 from mplug_jax.tasks.forward import text_memory
 from mplug_jax.tasks.vqa import question_examples
 
@@ -84,8 +84,8 @@ class VQAEvaluator:
         for index, example, result in rows:
             answers[index] = self._text(result)
             questions[index] = self._items[index]["questions"][0]
-            if samples is not None and not sheet.full:
-                self._show(sheet, example["image"], questions[index], answers[index])
+            if samples is not None and sheet.wants(example):
+                self._show(sheet, example, questions[index], answers[index])
         if samples is not None:
             # The format of the VQA challenge's result files.
             lines = [
@@ -104,14 +104,14 @@ class VQAEvaluator:
             return self._candidates[int(result)]
         return self._data.setup.tokenizer.decode(result)
 
-    def _show(self, sheet: Sheet, picture: np.ndarray, question: Any, answer: str) -> None:
+    def _show(self, sheet: Sheet, example: Example, question: Any, answer: str) -> None:
         tokenizer = self._data.setup.tokenizer
         title, right = f"{answer}\n{question['question']}", None
         if question.get("answers"):
             given = {plain(text, tokenizer) for text in question["answers"]}
             right = plain(answer, tokenizer) in given
             title += "" if right else f" (right: {most_frequent(question)})"
-        sheet.add(picture, title, right)
+        sheet.add(example, title, right)
 
 
 def answer_metrics(

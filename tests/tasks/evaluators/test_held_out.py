@@ -45,11 +45,14 @@ def test_batches_are_smaller_for_clips_and_divide_over_the_devices(
     assert data.rows(pictures) == rows
 
 
-def test_a_sheet_takes_the_first_pictures_and_shows_frames_side_by_side(tmp_path):
+def test_a_sheet_takes_each_of_the_first_pictures_once_frames_side_by_side(tmp_path):
     sheet = Sheet()
     clip = np.stack([np.full((8, 8, 3), shade, np.uint8) for shade in range(7)])
     for number in range(SHEET_ROWS + 3):
-        sheet.add(clip, f"number {number}", None)
+        example = {"image": clip, "image_id": np.int32(number)}
+        sheet.add(example, f"number {number}")
+        assert not sheet.wants(example)
+        sheet.add(example, "the same picture again")
     assert sheet.titles == [f"number {i}" for i in range(SHEET_ROWS)]
     shown = sheet.pictures[0]
     assert shown.shape == (8, 32, 3)

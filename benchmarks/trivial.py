@@ -19,12 +19,14 @@ from ml_collections import ConfigDict, config_flags
 
 from mplug_jax.data.items import Items
 from mplug_jax.data.records import Source
-from mplug_jax.data.sources import build_source
+from mplug_jax.data.sources import MIXTURE_KEYS, build_source
+from mplug_jax.data.sources.scenes import Scenes
 from mplug_jax.evaluation.captions import caption_metrics
 from mplug_jax.evaluation.grounding import grounding_metrics
 from mplug_jax.evaluation.vqa import exact_match
 from mplug_jax.tasks.evaluators.vqa import most_frequent
 
+DRAWN = 5_000  # items of drawn scenes, of which there are as many as one wants
 Found = tuple[str, Mapping[str, float]]  # what is said of everything, and its figures
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of a fine-tuning.")
@@ -74,6 +76,11 @@ KINDS: dict[str, tuple[str, tuple[Callable[[Items, Items], Found], ...]]] = {
 }
 
 
+def _alone(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A training source without what is said of it as part of a mixture."""
+    return {key: value for key, value in spec.items() if key not in MIXTURE_KEYS}
+
+
 def main(_: list[str]) -> None:
     """Prints a line for each evaluator of the config."""
     config: ConfigDict = _CONFIG.value
@@ -86,13 +93,14 @@ def main(_: list[str]) -> None:
             print(f"{name}: nothing is trivial for {settings.kind!r} but chance.")
             continue
         field, scores = KINDS[settings.kind]
-        train, held_out = source(config.data.train[0]), source(settings.source)
+        train, held_out = source(_alone(config.data.train[0])), source(settings.source)
         # An evaluator's limit counts pictures for captions and items otherwise.
         items = Items(held_out, field, settings.limit if field != "captions" else 0)
         if field == "captions" and settings.limit:
             items.places = [place for place in items.places if place[0] < settings.limit]
+        known = Items(train, field, DRAWN if isinstance(train, Scenes) else 0)
         for score in scores:
-            said, figures = score(Items(train, field), items)
+            said, figures = score(known, items)
             told = ", ".join(f"{key} {value:.1f}" for key, value in figures.items())
             print(f"{name}: {said} for all of {held_out!r}: {told}")
 

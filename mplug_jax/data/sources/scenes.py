@@ -107,6 +107,10 @@ class Scenes:
     def __len__(self) -> int:
         return self.size
 
+    def __repr__(self) -> str:
+        kind = "clips" if self.video else "scenes"
+        return f"Scenes({self.level!r}, {self.split!r}, {self.size} {kind})"
+
     def stream(self, index: int, purpose: int) -> Stream:
         """Random numbers of one scene for one purpose, independent of every other."""
         code = 10 * list(LEVELS).index(self.level) + SPLITS.index(self.split)

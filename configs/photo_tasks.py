@@ -65,7 +65,7 @@ def vqa(config: ConfigDict) -> None:
     """Questions about rooms."""
     config.task = "vqa"
     config.finetune.vqa.answers = 1
-    config.total_steps = 600
+    config.total_steps = 1200
     config.data.update({"text_length": 18, "target_length": 5})
     config.data.train = ({"kind": "vqa", "path": "train.json"},)
     config.evals.vqa = vqa_eval({"kind": "vqa", "path": "val.json"}, limit=0, max_length=5)

@@ -131,8 +131,10 @@ class LoadExample:
 
     def _record(self, number: int, index: int) -> Record:
         record = self.sources[number][index]
-        place = number, len(self.sources)
-        return {**record, "image_id": picture_id(record["image_id"], *place)}
+        if len(self.sources) == 1:
+            return record
+        own = picture_id(record["image_id"], number, len(self.sources))
+        return {**record, "image_id": own}
 
 
 def picture_id(image_id: int, number: int, count: int) -> int:

@@ -77,7 +77,7 @@ class CaptionEvaluator:
             captions[index] = data.setup.tokenizer.decode(ids)
             if samples is not None and sheet.wants(example):
                 sheet.add(example, captions[index], self._right(index, captions[index]))
-        known = {index: _known(data.source[index]) for index in captions}
+        known = {index: Known.of(data.source[index]) for index in captions}
         if samples is not None:
             lines = [_line(known[index], caption) for index, caption in captions.items()]
             write_json(samples / "captions.json", lines)
@@ -126,10 +126,11 @@ class Known(NamedTuple):
     captions: Sequence[str]
     domain: str
 
-
-def _known(record: Mapping[str, Any]) -> Known:
-    captions, domain = record.get("captions") or (), record.get("domain") or ""
-    return Known(record["image_id"], record["id"], captions, domain)
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Known:
+        """What is told by a record of a source."""
+        captions, domain = record.get("captions") or (), record.get("domain") or ""
+        return cls(record["image_id"], record["id"], captions, domain)
 
 
 def _line(known: Known, caption: str) -> dict[str, Any]:

@@ -148,10 +148,11 @@ def test_domains_are_judged_by_themselves_too():
     truths = ["a man on a horse", "a dog on the beach", "a red kite", "two zebras drink"]
     domains = ["near-domain", "out-domain", "near-domain", "out-domain"]
 
-    known = {
-        i: caption_lib.Known(i, f"{i}.jpg", [text, f"{text} ."], domain)
+    records = [
+        {"id": f"{i}.jpg", "image_id": i, "captions": [text, f"{text} ."], "domain": domain}
         for i, (text, domain) in enumerate(zip(truths, domains, strict=True))
-    }
+    ]
+    known = {i: caption_lib.Known.of(record) for i, record in enumerate(records)}
     said = dict(enumerate(["a man on a horse", "a cat", "a kite", "two zebras drink"]))
     found = caption_lib.compared(said, known, java=False)
     assert found["cider_near-domain"] != found["cider_out-domain"]
